@@ -1,0 +1,1 @@
+"""Patch-based dynamic image classification: a glance, then a few localised patches."""

@@ -1,0 +1,43 @@
+"""The command `anchornet`: one subcommand a room, each imported only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+# subcommand -> (module with add_arguments(parser) and run(args) -> exit status, one-line help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "predict": ("anchornet_ext.inference.command", "classify photos, looking only as far as needed"),
+    "train": ("anchornet_ext.training.command", "train a two-stage classifier on an image folder"),
+    "doctor": ("anchornet_ext.doctor", "say what is installed, what was built and whether it works"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `anchornet SUBCOMMAND ...` and returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="anchornet", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module_name, summary) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        if name == chosen:  # the others' modules need not be imported to list them
+            module = importlib.import_module(module_name)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    try:
+        status: int = args.run(args)
+    except KeyboardInterrupt:
+        print("anchornet: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"anchornet: error: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

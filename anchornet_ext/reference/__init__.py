@@ -1,0 +1,15 @@
+"""The operators in plain PyTorch and Python: slow, obvious, the specification of the kernels."""
+
+from .class_activation_map import class_activation_map
+from .exit_step import exit_step
+from .patches import gather_patches, scatter_patches, scatter_patches_onto
+from .select_patches import select_patches
+
+__all__ = [
+    "class_activation_map",
+    "exit_step",
+    "gather_patches",
+    "scatter_patches",
+    "scatter_patches_onto",
+    "select_patches",
+]

@@ -1,0 +1,42 @@
+"""Specification of `anchornet_ext.ops.exit_step`: one turn of Algorithm 1's loop for a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def exit_step(
+    running: Tensor,
+    logits: Tensor,
+    active: Tensor,
+    threshold: float | Tensor,
+    step: int | Tensor = 1,
+    criterion: str = "logits",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Adds `logits` (A, n) to rows `active` (A) of `running` (N, n), in place, and decides who stays.
+
+    criterion "logits": confidence = max softmax(running). "probabilities": softmax(logits) is added
+    instead and confidence = max(running) / step. An image leaves when confidence > threshold (NaN
+    never leaves).
+
+    Returns confidence (A), prediction (A) int64, next_active (A) int64 with the images that stay in
+    their order first and -1 behind them, and num_active () int64.
+    """
+    accumulate = running.dtype
+    new = logits.to(accumulate)
+    if criterion == "probabilities":
+        new = new.softmax(dim=1)
+    running[active] += new
+    total = running[active]
+    if criterion == "probabilities":
+        divisor = torch.as_tensor(step, dtype=accumulate, device=total.device)
+        confidence = total.amax(dim=1) / divisor
+    else:
+        confidence = total.softmax(dim=1).amax(dim=1)
+    prediction = total.argmax(dim=1)
+    limit = torch.as_tensor(threshold, dtype=accumulate, device=total.device)
+    stay = active[~(confidence > limit)]
+    next_active = torch.full_like(active, -1)
+    next_active[: len(stay)] = stay
+    return confidence, prediction, next_active, torch.tensor(len(stay), device=active.device)

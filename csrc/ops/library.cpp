@@ -1,0 +1,35 @@
+// Schemas of all operators, in one place: they are the contract between Python and the kernels.
+// Shapes and meaning are documented on the Python wrappers (anchornet_ext/ops/).
+#include "common/stable.h"
+
+STABLE_TORCH_LIBRARY(anchornet_ext, m) {
+  // cam (B, h, w) = sum_c weight[class_index[b], c] * features[b, c]
+  m.def(
+      "class_activation_map(Tensor features, Tensor weight, Tensor class_index) -> Tensor");
+
+  // (index (B, k) int64, top_left (B, k, 2) int64, num_qualified (B) int64)
+  m.def(
+      "select_patches(Tensor cam, int num_patches, int patch_size, int stride, "
+      "float[] iou_threshold) -> (Tensor, Tensor, Tensor)");
+
+  // (M, C, patch_height, patch_width)
+  m.def(
+      "gather_patches(Tensor images, Tensor image_index, Tensor top_left, SymInt patch_height, "
+      "SymInt patch_width, Tensor? mean, Tensor? std, ScalarType dtype, bool channels_last) -> "
+      "Tensor");
+
+  // (N, C, H, W); patches are summed where they overlap
+  m.def(
+      "scatter_patches(Tensor patches, Tensor image_index, Tensor top_left, SymInt num_images, "
+      "SymInt height, SymInt width) -> Tensor");
+  // base with the patches written over it, the last of them on top
+  m.def(
+      "scatter_patches_onto(Tensor base, Tensor patches, Tensor image_index, Tensor top_left) -> "
+      "Tensor");
+
+  // (confidence (A) float, prediction (A) int64, next_active (A) int64, num_active () int64)
+  m.def(
+      "exit_step(Tensor(a!) running, Tensor logits, Tensor active, Tensor? thresholds, "
+      "float threshold, Tensor? steps, int step, bool mean_probabilities) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+}

@@ -1,0 +1,30 @@
+// The pybind11 module `_C`. Importing it also registers the operators' schemas and CPU kernels,
+// which live in the same library; here are only the facts of the build.
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = ANCHORNET_VERSION;
+  info["torch_built_with"] = ANCHORNET_TORCH_VERSION;
+  info["cuda_version"] = ANCHORNET_CUDA_VERSION;
+  info["cuda_architectures"] = ANCHORNET_CUDA_ARCHITECTURES;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "gcc " __VERSION__;
+#endif
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native part of anchornet_ext: operators (registered on import) and build facts.";
+  m.def("build_info", &build_info,
+        "What this library was built with: version, torch_built_with, cuda_version and "
+        "cuda_architectures (both empty for a CPU build), compiler.");
+}
