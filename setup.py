@@ -141,7 +141,10 @@ class CMakeBuild(build_ext):
             f"-DANCHORNET_CUDA_ARCHITECTURES={cuda[2] if cuda else ''}",
         ]  # fmt: skip
         if cuda:
-            configure += [f"-DCMAKE_CUDA_COMPILER={cuda[0]}", f"-DCMAKE_CUDA_ARCHITECTURES={cuda[2]}"]
+            configure += [
+                f"-DCMAKE_CUDA_COMPILER={cuda[0]}",
+                f"-DCMAKE_CUDA_ARCHITECTURES={cuda[2]}",
+            ]
         subprocess.run(configure, check=True)
         subprocess.run([cmake, "--build", str(build), "-j", jobs], check=True)
         destination.mkdir(parents=True, exist_ok=True)

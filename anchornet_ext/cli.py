@@ -9,9 +9,15 @@ from collections.abc import Sequence
 
 # subcommand -> (module with add_arguments(parser) and run(args) -> exit status, one-line help)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "predict": ("anchornet_ext.inference.command", "classify photos, looking only as far as needed"),
+    "predict": (
+        "anchornet_ext.inference.command",
+        "classify photos in as few looks as it takes",
+    ),
     "train": ("anchornet_ext.training.command", "train a two-stage classifier on an image folder"),
-    "doctor": ("anchornet_ext.doctor", "say what is installed, what was built and whether it works"),
+    "doctor": (
+        "anchornet_ext.doctor",
+        "say what is installed and built, and whether it works",
+    ),
 }
 
 

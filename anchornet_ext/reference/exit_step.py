@@ -14,7 +14,7 @@ def exit_step(
     step: int | Tensor = 1,
     criterion: str = "logits",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Adds `logits` (A, n) to rows `active` (A) of `running` (N, n), in place, and decides who stays.
+    """Adds `logits` (A, n) to rows `active` (A) of `running` (N, n) in place; decides who stays.
 
     criterion "logits": confidence = max softmax(running). "probabilities": softmax(logits) is added
     instead and confidence = max(running) / step. An image leaves when confidence > threshold (NaN

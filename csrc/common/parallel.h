@@ -8,8 +8,8 @@
 
 namespace anchornet {
 
-// Calls body(begin, end) on disjoint ranges that cover [0, count). `cost` is the work of one item in
-// bytes moved or operations done; ranges are made large enough to be worth a thread's wake-up.
+// Calls body(begin, end) on disjoint ranges that cover [0, count). `cost` is the work of one item
+// in bytes moved or operations done; ranges are made large enough to be worth a thread's wake-up.
 template <typename Body>
 void parallel_over(int64_t count, int64_t cost, const Body& body) {
   constexpr int64_t kWorthAThread = 1 << 15;
@@ -23,8 +23,8 @@ void parallel_over(int64_t count, int64_t cost, const Body& body) {
 
 }  // namespace anchornet
 
-// One clone of a hot loop per instruction set, chosen when the library is loaded, so that one binary
-// serves every x86-64 processor. Goes before a plain (non-template) function.
+// One clone of a hot loop per instruction set, chosen when the library is loaded, so that one
+// binary serves every x86-64 processor. Goes before a plain (non-template) function.
 #if defined(__x86_64__) && defined(__gnu_linux__) && (defined(__GNUC__) || defined(__clang__))
 #define ANCHORNET_CLONES \
   __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))

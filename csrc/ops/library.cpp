@@ -4,8 +4,7 @@
 
 STABLE_TORCH_LIBRARY(anchornet_ext, m) {
   // cam (B, h, w) = sum_c weight[class_index[b], c] * features[b, c]
-  m.def(
-      "class_activation_map(Tensor features, Tensor weight, Tensor class_index) -> Tensor");
+  m.def("class_activation_map(Tensor features, Tensor weight, Tensor class_index) -> Tensor");
 
   // (index (B, k) int64, top_left (B, k, 2) int64, num_qualified (B) int64)
   m.def(

@@ -1,0 +1,61 @@
+# make demo   sets everything up and classifies the photos in examples/photos
+# make test   sets everything up and runs the tests
+# make lint   sets everything up and runs the linters
+# make bench  sets everything up and measures the operators
+#
+# PYTHON, TORCH and VENV can be given on the command line:
+#   make test PYTHON=python3.12 TORCH="torch==2.11.0 torchvision==0.26.0"
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+
+BIN := $(VENV)/bin
+NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help setup demo test test-second-torch lint format bench clean
+help:
+	@sed -n 's/^# //p' Makefile | head -6
+
+# torch first: the build needs it installed (no build isolation).
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel "pybind11>=2.13" ninja "cmake>=3.25"
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.torch $(NATIVE_SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,test,lint]"
+	@touch $@
+
+setup: $(VENV)/.built
+
+demo: setup
+	$(BIN)/anchornet predict examples/photos --overlay demo_output
+	@echo "Pictures of what the model looked at: demo_output/"
+
+test: setup
+	$(BIN)/python -m pytest
+
+# The library built here, unrebuilt, under another torch.
+test-second-torch: setup
+	$(BIN)/python python_tests/native/second_torch.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+
+bench: setup
+	$(BIN)/python benchmarks/bench_localisation_ops.py
+	$(BIN)/python benchmarks/bench_patch_ops.py
+
+clean:
+	rm -rf build dist demo_output *.egg-info anchornet_ext/*.so
