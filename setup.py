@@ -6,7 +6,7 @@ Environment variables
 ---------------------
 BUILD_NO_CUDA=1       leave the CUDA kernels out.
 FORCE_CUDA=1          build them, and fail if that cannot be done.
-TORCH_CUDA_ARCH_LIST  architectures, as torch writes them ("8.0;9.0+PTX"); setting it means FORCE_CUDA.
+TORCH_CUDA_ARCH_LIST  architectures, as torch writes them ("8.0;9.0+PTX"); implies FORCE_CUDA.
 NVCC                  the CUDA compiler, if it is not on the PATH or under CUDA_HOME.
 MAX_JOBS              parallel compile jobs.
 """
@@ -115,7 +115,7 @@ def decide_cuda() -> tuple[str, str, str] | None:
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds CMakeLists.txt with ninja, and installs the libraries into the package."""
+    """Builds CMakeLists.txt with ninja and installs the libraries into the package."""
 
     def run(self) -> None:
         cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")

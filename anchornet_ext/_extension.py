@@ -31,7 +31,7 @@ def _load() -> None:
         return
     if torch.version.cuda is not None and _cuda_library().exists():
         try:
-            torch.ops.load_library(str(_cuda_library()))
+            torch.ops.load_library(str(_cuda_library()))  # type: ignore[no-untyped-call]
             cuda_loaded = True
         except OSError as error:
             cuda_load_error = error
