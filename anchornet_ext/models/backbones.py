@@ -1,0 +1,155 @@
+"""Classification networks for glance and focus: any of torchvision's, or timm's, by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+from urllib.error import URLError
+
+import torch
+import torchvision
+from torch import nn
+
+#: Networks that train with auxiliary classifiers, which would make their output a tuple.
+_WITH_AUXILIARY = ("googlenet", "inception_v3")
+
+
+def build_backbone(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
+    """A classification network with a classifier for `num_classes`.
+
+    Args:
+        name: a classification model of torchvision ("resnet50", "mobilenet_v3_small", ...), or
+            "timm/NAME" for a model of timm, which must be installed.
+        num_classes: width of the output. Where it is not that of the pretrained classifier, the
+            last layer is a new one.
+        pretrained: start from torchvision's default (or timm's) pretrained weights, downloaded to
+            torch's hub folder the first time.
+
+    Returns:
+        A module that maps (B, 3, H, W) to logits (B, num_classes), in training mode. Auxiliary
+        classifiers are left out.
+
+    Raises:
+        ValueError: the name is unknown (with the closest names), or num_classes is below 1.
+        ImportError: a timm model is asked for and timm is not installed.
+        RuntimeError: the pretrained weights could not be downloaded.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if name.startswith("timm/"):
+        return _build_timm(name.removeprefix("timm/"), num_classes, pretrained)
+    return _build_torchvision(name, num_classes, pretrained)
+
+
+def require_input_size(model: nn.Module, size: int | tuple[int, int], in_channels: int = 3) -> None:
+    """Checks that a network takes images of `size`, without computing anything.
+
+    The network is run on the meta device, so this costs shapes only and leaves `model` alone.
+
+    Args:
+        model: a network from (B, in_channels, H, W).
+        size: height and width in pixels; an int means both.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: the network does not take that size (a vision transformer with fixed position
+            embeddings, for example), with its own error chained.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    state = {
+        key: torch.empty_like(value, device="meta")
+        for key, value in (*model.named_parameters(), *model.named_buffers())
+    }
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    images = torch.empty(2, in_channels, height, width, dtype=dtype, device="meta")
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(model, state, (images,))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{type(model).__name__} does not take images of {in_channels}x{height}x{width}: "
+            f"{reason[0]}"
+        ) from error
+
+
+def _unknown(name: str, library: str, names: Sequence[str]) -> ValueError:
+    close = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
+    hint = f"; did you mean {', '.join(close)}?" if close else ""
+    return ValueError(f"{library} has no classification model named {name!r}{hint}")
+
+
+def _build_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        raise _unknown(name, "torchvision", names)
+    options: dict[str, Any] = {}
+    if name in _WITH_AUXILIARY:
+        options = {"aux_logits": False}
+    if not pretrained:
+        if name in _WITH_AUXILIARY:
+            options["init_weights"] = True  # their own initialisation, which warns when unasked for
+        model: nn.Module = torchvision.models.get_model(
+            name, weights=None, num_classes=num_classes, **options
+        )
+        return model
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    try:
+        model = torchvision.models.get_model(name, weights=weights, **options)
+    except (URLError, OSError, RuntimeError) as error:
+        raise RuntimeError(
+            f"could not load the pretrained weights of {name!r} from {weights.url} ({error}); "
+            f"put the file into {torch.hub.get_dir()}/checkpoints, or use pretrained=False"
+        ) from error
+    _replace_classifier(model, name, num_classes)
+    return model
+
+
+def _replace_classifier(model: nn.Module, name: str, num_classes: int) -> None:
+    """Gives `model` a new last layer where its width is not `num_classes`.
+
+    The last layer has another path and type in each family; it is found as the one whose shapes
+    differ from those of the same architecture built for `num_classes`.
+    """
+    options: dict[str, Any] = {"num_classes": num_classes}
+    if name in _WITH_AUXILIARY:
+        options |= {"aux_logits": False, "init_weights": False}
+    with torch.device("meta"):
+        wanted = torchvision.models.get_model(name, weights=None, **options).state_dict()
+    different = [
+        key for key, value in model.state_dict().items() if value.shape != wanted[key].shape
+    ]
+    for path in {key.rpartition(".")[0] for key in different}:
+        model.set_submodule(path, _resized(model.get_submodule(path), num_classes))
+
+
+def _resized(layer: nn.Module, num_classes: int) -> nn.Module:
+    """A new layer like `layer`, with its default initialisation and `num_classes` outputs."""
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(layer.in_features, num_classes, bias=layer.bias is not None)
+    if isinstance(layer, nn.Conv2d):
+        if layer.kernel_size != (1, 1):
+            raise ValueError(f"expected a 1x1 convolution as classifier, got {layer}")
+        return nn.Conv2d(layer.in_channels, num_classes, 1, bias=layer.bias is not None)
+    raise ValueError(f"do not know how to replace a classifier of type {type(layer).__name__}")
+
+
+def _build_timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(
+            f"timm/{name} needs timm, which is not installed: pip install timm"
+        ) from error
+    if not timm.is_model(name.partition(".")[0]):
+        raise _unknown(name, "timm", timm.list_models())
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+    except (URLError, OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise RuntimeError(
+            f"could not load the pretrained weights of timm/{name} ({error}); use pretrained=False"
+        ) from error
+    return model
