@@ -20,15 +20,18 @@ def exit_step(
     instead and confidence = max(running) / step. An image leaves when confidence > threshold (NaN
     never leaves).
 
+    Half-precision `running` is added up in float32; confidence, which is float32 then, and
+    prediction are those of the rounded rows that end up in `running`.
+
     Returns confidence (A), prediction (A) int64, next_active (A) int64 with the images that stay in
     their order first and -1 behind them, and num_active () int64.
     """
-    accumulate = running.dtype
+    accumulate = torch.promote_types(running.dtype, torch.float32)
     new = logits.to(accumulate)
     if criterion == "probabilities":
         new = new.softmax(dim=1)
-    running[active] += new
-    total = running[active]
+    running[active] = (running[active].to(accumulate) + new).to(running.dtype)
+    total = running[active].to(accumulate)
     if criterion == "probabilities":
         divisor = torch.as_tensor(step, dtype=accumulate, device=total.device)
         confidence = total.amax(dim=1) / divisor

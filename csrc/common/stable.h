@@ -28,4 +28,14 @@ inline std::string shape_of(const Tensor& t) {
   return text + ")";
 }
 
+// The dispatcher sends a call with one CUDA tensor to the CUDA kernel, whatever the others are.
+inline void check_same_device(const char* op, const char* name, const Tensor& t,
+                              const char* other_name, const Tensor& other) {
+  STD_TORCH_CHECK(
+      t.is_cuda() == other.is_cuda() && t.get_device_index() == other.get_device_index(), op, ": ",
+      name, " and ", other_name, " must be on one device, got ",
+      t.is_cuda() ? "cuda:" : "cpu:", t.get_device_index(), " and ",
+      other.is_cuda() ? "cuda:" : "cpu:", other.get_device_index());
+}
+
 }  // namespace anchornet
