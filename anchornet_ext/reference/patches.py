@@ -28,7 +28,9 @@ def gather_patches(
 ) -> Tensor:
     """Crop m is images[image_index[m], :, r:r+h, c:c+w] with (r, c) = top_left[m]."""
     height, width = patch_size
-    dtype = dtype or images.dtype
+    if dtype is None:
+        byte_to_unit = mean is not None and images.dtype == torch.uint8
+        dtype = torch.float32 if byte_to_unit else images.dtype
     crops = [
         _normalise(images[i, :, r : r + height, c : c + width], mean, std, dtype)
         for i, (r, c) in zip(image_index.tolist(), top_left.tolist(), strict=True)

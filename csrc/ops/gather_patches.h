@@ -1,0 +1,220 @@
+// gather_patches: checks, the arithmetic of normalisation, and the walk over the output that the
+// CUDA kernel and the CPU kernel's path for unusual strides share.
+#pragma once
+
+#include <optional>
+#include <type_traits>
+
+#include "ops/patches.h"
+
+namespace anchornet {
+
+// Strides of the images, in elements, and the layout of the output.
+struct Gather {
+  Bounds bounds;
+  int64_t num_patches, channels;
+  int64_t image_stride, channel_stride, row_stride, column_stride;
+  bool channels_last;
+};
+
+inline bool is_float_type(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
+
+inline void check_statistic(const char* name, const Tensor& value, const Tensor& images) {
+  STD_TORCH_CHECK(is_float_type(value.scalar_type()), "gather_patches: ", name,
+                  " must be a floating-point tensor, got ", text_of(value.scalar_type()));
+  STD_TORCH_CHECK(value.dim() == 1 && value.size(0) == images.size(1), "gather_patches: ", name,
+                  " must be (C) with C = ", images.size(1), ", got shape ", shape_of(value));
+  STD_TORCH_CHECK(value.device() == images.device(), "gather_patches: ", name,
+                  " must be on the device of the images");
+}
+
+// Throws on anything that can be known without reading a value; then says what is to be done.
+inline Gather plan_gather(const Tensor& images, const Tensor& image_index, const Tensor& top_left,
+                          int64_t patch_height, int64_t patch_width,
+                          const std::optional<Tensor>& mean, const std::optional<Tensor>& std,
+                          ScalarType dtype, bool channels_last) {
+  const ScalarType from = images.scalar_type();
+  STD_TORCH_CHECK(from == ScalarType::Byte || is_float_type(from),
+                  "gather_patches: images must be uint8 or floating point, got ", text_of(from));
+  STD_TORCH_CHECK(images.dim() == 4, "gather_patches: images must be (N, C, H, W), got shape ",
+                  shape_of(images));
+  STD_TORCH_CHECK(mean.has_value() == std.has_value(),
+                  "gather_patches: mean and std must be given together");
+  if (mean) check_statistic("mean", *mean, images);
+  if (std) check_statistic("std", *std, images);
+  const bool stays_bytes = from == ScalarType::Byte && dtype == ScalarType::Byte && !mean;
+  STD_TORCH_CHECK(is_float_type(dtype) || stays_bytes, "gather_patches: cannot turn ",
+                  mean ? "normalised " : "", text_of(from), " images into ", text_of(dtype),
+                  " patches");
+  check_place_tensors("gather_patches", image_index, top_left, images);
+  const Bounds bounds{images.size(0), images.size(2), images.size(3), patch_height, patch_width};
+  check_bounds("gather_patches", bounds, image_index.size(0));
+  return {bounds,           image_index.size(0), images.size(1),   images.stride(0),
+          images.stride(1), images.stride(2),    images.stride(3), channels_last};
+}
+
+inline Tensor empty_patches(const Gather& gather, const Tensor& images, ScalarType dtype) {
+  const int64_t sizes[] = {gather.num_patches, gather.channels, gather.bounds.patch_height,
+                           gather.bounds.patch_width};
+  return torch::stable::empty({sizes, 4}, dtype, std::nullopt, images.device(), std::nullopt,
+                              gather.channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
+                                                   : torch::headeronly::MemoryFormat::Contiguous);
+}
+
+// Arithmetic is in double for double output, in float for every other.
+template <typename Out>
+using Accumulate = std::conditional_t<std::is_same_v<Out, double>, double, float>;
+
+// x / 255 to the last bit without dividing: 1/255 in two parts of which the first is short enough
+// for its product with x to be exact. Written with separate roundings on every device: a fused
+// multiply-add would leave other low bits. Equal for all 256 values; the tests compare every one.
+C10_HOST_DEVICE inline float unit_from_byte(float x) {
+  constexpr float kHigh = 0x1.01p-8f;      // 1/255 = 2^-8 (1 + 2^-8 + 2^-16 + ...)
+  constexpr float kLow = 0x1.010102p-24f;  // what is left of it
+#ifdef __CUDA_ARCH__
+  return __fadd_rn(__fmul_rn(x, kHigh), __fmul_rn(x, kLow));
+#else
+  return x * kHigh + x * kLow;
+#endif
+}
+
+// (x - mean) / std with x in [0, 1] for bytes: the reference's own formula and rounding, so that
+// results are bit for bit those of the reference on every device.
+template <typename In>
+C10_HOST_DEVICE inline float normalise(In x, float mean, float std) {
+  const float value = static_cast<float>(x);
+  const float unit = std::is_same_v<In, uint8_t> ? unit_from_byte(value) : value;
+#ifdef __CUDA_ARCH__
+  return __fdiv_rn(__fsub_rn(unit, mean), std);
+#else
+  return (unit - mean) / std;
+#endif
+}
+
+template <typename In>
+C10_HOST_DEVICE inline double normalise(In x, double mean, double std) {
+  const double value = static_cast<double>(x);
+  return ((std::is_same_v<In, uint8_t> ? value / 255.0 : value) - mean) / std;
+}
+
+// The value as it is: to half precision by way of float, as torch does.
+template <typename Out, typename In>
+C10_HOST_DEVICE inline Out convert(In x) {
+  if constexpr (std::is_same_v<Out, In>) {
+    return x;
+  } else {
+    return static_cast<Out>(static_cast<Accumulate<Out>>(x));
+  }
+}
+
+// The output of one patch in memory order: three nested axes over the image.
+//   contiguous      (channel, row, column)
+//   channels_last   (row, column, channel), or (1, row, column and channel) where the image's
+//                   pixels lie side by side as well, which makes long runs
+struct Walk {
+  int64_t size[3];
+  int64_t stride[3];
+  int64_t channels;
+  bool channel_is_outer;
+};
+
+inline Walk plan_walk(const Gather& g) {
+  const int64_t height = g.bounds.patch_height, width = g.bounds.patch_width;
+  if (!g.channels_last) {
+    return {{g.channels, height, width},
+            {g.channel_stride, g.row_stride, g.column_stride},
+            g.channels,
+            true};
+  }
+  if (g.channel_stride == 1 && g.column_stride == g.channels) {
+    return {{1, height, width * g.channels}, {0, g.row_stride, 1}, g.channels, false};
+  }
+  return {{height, width, g.channels},
+          {g.row_stride, g.column_stride, g.channel_stride},
+          g.channels,
+          false};
+}
+
+// `Count` elements that are loaded or stored at once, in up to 16 bytes.
+template <typename T, int Count>
+struct alignas(sizeof(T) * Count < 16 ? sizeof(T) * Count : 16) Pack {
+  T value[Count];
+};
+
+template <typename T>
+constexpr int kPackCount = 16 / sizeof(T);
+
+struct DivMod {
+  int64_t quotient, remainder;
+};
+
+// 32 bits where they do: a 64-bit division is many times slower on a GPU.
+C10_HOST_DEVICE inline DivMod divmod(int64_t number, int64_t divisor) {
+  if (((static_cast<uint64_t>(number) | static_cast<uint64_t>(divisor)) >> 32) == 0) {
+    const uint32_t quotient = static_cast<uint32_t>(number) / static_cast<uint32_t>(divisor);
+    return {quotient, number - static_cast<int64_t>(quotient) * divisor};
+  }
+  const int64_t quotient = number / divisor;
+  return {quotient, number - quotient * divisor};
+}
+
+// Elements [start, start + Count) of the dense output, in memory order; those at `total` and beyond
+// are left as they are. `places` maps m to a Place that lies inside of the images. `mean` and `std`
+// are null where nothing is normalised.
+template <typename Out, typename In, int Count, typename Places>
+C10_HOST_DEVICE inline void gather_pack(const In* images, int64_t image_stride, int64_t row_stride,
+                                        int64_t column_stride, const Walk& walk,
+                                        const Places& places, const Accumulate<Out>* mean,
+                                        const Accumulate<Out>* std, int64_t start, int64_t total,
+                                        Pack<Out, Count>& pack) {
+  DivMod split = divmod(start, walk.size[2]);
+  int64_t i2 = split.remainder;
+  split = divmod(split.quotient, walk.size[1]);
+  int64_t i1 = split.remainder;
+  split = divmod(split.quotient, walk.size[0]);
+  int64_t i0 = split.remainder;
+  int64_t m = split.quotient;
+  const auto origin = [&](int64_t patch) {
+    const Place place = places(patch);
+    return images + place.image * image_stride + place.row * row_stride +
+           place.column * column_stride;
+  };
+  const In* patch = origin(m);
+  Pack<In, Count> loaded{};
+  const int64_t count = total - start < Count ? total - start : Count;
+  const In* first = patch + i0 * walk.stride[0] + i1 * walk.stride[1] + i2 * walk.stride[2];
+  const bool one_run = count == Count && walk.stride[2] == 1 && i2 + Count <= walk.size[2];
+  const bool at_once =
+      one_run && reinterpret_cast<uintptr_t>(first) % alignof(Pack<In, Count>) == 0;
+  if (at_once) loaded = *reinterpret_cast<const Pack<In, Count>*>(first);
+#ifdef __CUDA_ARCH__
+#pragma unroll
+#endif
+  for (int j = 0; j < Count; ++j) {
+    if (j >= count) break;
+    const In x = at_once ? loaded.value[j]
+                         : patch[i0 * walk.stride[0] + i1 * walk.stride[1] + i2 * walk.stride[2]];
+    if (mean == nullptr) {
+      pack.value[j] = convert<Out>(x);
+    } else {
+      const int64_t channel = walk.channel_is_outer ? i0 : i2 % walk.channels;
+      pack.value[j] = static_cast<Out>(normalise(x, mean[channel], std[channel]));
+    }
+    if (++i2 == walk.size[2]) {
+      i2 = 0;
+      if (++i1 == walk.size[1]) {
+        i1 = 0;
+        if (++i0 == walk.size[0]) {
+          i0 = 0;
+          // Past the last patch there is no place to look up.
+          if (++m, j + 1 < count) patch = origin(m);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace anchornet

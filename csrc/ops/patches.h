@@ -1,0 +1,103 @@
+// Where patches lie in images: what gather_patches and scatter_patches share, on host and device.
+#pragma once
+
+#include <torch/headeronly/macros/Macros.h>
+
+#include <vector>
+
+#include "common/stable.h"
+
+namespace anchornet {
+
+// Image number and the patch's top left pixel.
+struct Place {
+  int64_t image, row, column;
+};
+
+// The images that patches are cut from or put into, and the one size that all patches have.
+struct Bounds {
+  int64_t num_images, height, width, patch_height, patch_width;
+};
+
+C10_HOST_DEVICE inline int64_t clamp_to_last(int64_t value, int64_t last) {
+  return value < 0 ? 0 : (value > last ? last : value);
+}
+
+// The nearest place at which the patch lies inside an image. The CUDA kernels pass every place
+// through here, so that no index read on the device can address memory outside of the tensors.
+// The caller has made sure that an image exists and that a patch fits into it.
+C10_HOST_DEVICE inline Place clamp_place(const Place& place, const Bounds& bounds) {
+  return {clamp_to_last(place.image, bounds.num_images - 1),
+          clamp_to_last(place.row, bounds.height - bounds.patch_height),
+          clamp_to_last(place.column, bounds.width - bounds.patch_width)};
+}
+
+// image_index (M) and top_left (M, 2) as they lie in memory.
+struct PlaceTable {
+  const int64_t* image_index;
+  const int64_t* top_left;
+  int64_t image_index_stride, patch_stride, axis_stride;
+
+  C10_HOST_DEVICE Place operator[](int64_t m) const {
+    const int64_t* corner = top_left + m * patch_stride;
+    return {image_index[m * image_index_stride], corner[0], corner[axis_stride]};
+  }
+};
+
+inline std::string text_of(ScalarType type) { return torch::headeronly::toString(type); }
+
+// Throws unless image_index is (M) and top_left (M, 2), both int64 and on the device of `with`.
+inline void check_place_tensors(const char* op, const Tensor& image_index, const Tensor& top_left,
+                                const Tensor& with) {
+  STD_TORCH_CHECK(image_index.scalar_type() == ScalarType::Long, op,
+                  ": image_index must be int64, got ", text_of(image_index.scalar_type()));
+  STD_TORCH_CHECK(top_left.scalar_type() == ScalarType::Long, op, ": top_left must be int64, got ",
+                  text_of(top_left.scalar_type()));
+  STD_TORCH_CHECK(image_index.dim() == 1, op, ": image_index must be (M), got shape ",
+                  shape_of(image_index));
+  STD_TORCH_CHECK(
+      top_left.dim() == 2 && top_left.size(1) == 2 && top_left.size(0) == image_index.size(0), op,
+      ": top_left must be (M, 2) with M = ", image_index.size(0), " as in image_index, got shape ",
+      shape_of(top_left));
+  STD_TORCH_CHECK(image_index.device() == with.device() && top_left.device() == with.device(), op,
+                  ": image_index and top_left must be on the device of the images");
+}
+
+// Throws unless a patch has pixels and fits into an image, and there are images for the patches.
+inline void check_bounds(const char* op, const Bounds& bounds, int64_t num_patches) {
+  STD_TORCH_CHECK(bounds.patch_height >= 1 && bounds.patch_width >= 1 &&
+                      bounds.patch_height <= bounds.height && bounds.patch_width <= bounds.width,
+                  op, ": the patch must be between 1 x 1 and the image's ", bounds.height, " x ",
+                  bounds.width, ", got ", bounds.patch_height, " x ", bounds.patch_width);
+  STD_TORCH_CHECK(num_patches == 0 || bounds.num_images > 0, op, ": ", num_patches,
+                  " patches but no image");
+}
+
+inline PlaceTable place_table(const Tensor& image_index, const Tensor& top_left) {
+  return {image_index.const_data_ptr<int64_t>(), top_left.const_data_ptr<int64_t>(),
+          image_index.stride(0), top_left.stride(0), top_left.stride(1)};
+}
+
+// Host only: a copy of the table with every entry checked, so that what is used later is what was
+// checked here.
+inline std::vector<Place> checked_places(const char* op, const Tensor& image_index,
+                                         const Tensor& top_left, const Bounds& bounds) {
+  const PlaceTable table = place_table(image_index, top_left);
+  std::vector<Place> places(image_index.size(0));
+  for (size_t m = 0; m < places.size(); ++m) {
+    const Place place = table[m];
+    STD_TORCH_CHECK(place.image >= 0 && place.image < bounds.num_images, op, ": patch ", m,
+                    " has image_index ", place.image, ", but there are ", bounds.num_images,
+                    " images");
+    // Differences and not sums, which could overflow.
+    STD_TORCH_CHECK(place.row >= 0 && place.row <= bounds.height - bounds.patch_height &&
+                        place.column >= 0 && place.column <= bounds.width - bounds.patch_width,
+                    op, ": patch ", m, " at (row, column) = (", place.row, ", ", place.column,
+                    ") with size (", bounds.patch_height, ", ", bounds.patch_width,
+                    ") leaves the image of size (", bounds.height, ", ", bounds.width, ")");
+    places[m] = place;
+  }
+  return places;
+}
+
+}  // namespace anchornet
