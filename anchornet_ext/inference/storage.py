@@ -1,0 +1,240 @@
+"""A two-stage classifier as a folder: config.json and one safetensors file for each network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from anchornet_ext.data.transforms import Preprocessing
+
+if TYPE_CHECKING:
+    from .two_stage import TwoStageClassifier
+
+FORMAT = "anchornet_ext two-stage classifier"
+FORMAT_VERSION = 1
+CONFIG = "config.json"
+NETWORKS = ("anchor", "glance", "focus")
+STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+#: Where the models that come with the package lie, one folder each.
+PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{CONFIG}"))
+
+
+def resolve(folder_or_name: str | PathLike[str]) -> Path:
+    """The folder of a saved model; a name is looked up among the bundled ones.
+
+    Raises:
+        FileNotFoundError: there is no such folder and no such bundled model.
+    """
+    folder = Path(folder_or_name)
+    if folder.is_dir():
+        return folder
+    if str(folder_or_name) in bundled_models():
+        return PRETRAINED / folder
+    raise FileNotFoundError(
+        f"no model at {str(folder_or_name)!r}: it is neither a folder nor one of the bundled "
+        f"models ({', '.join(bundled_models()) or 'there are none'})"
+    )
+
+
+def save(
+    classifier: TwoStageClassifier,
+    folder: str | PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes `classifier` into `folder`, which is made if need be.
+
+    Every file is written beside its place and moved there whole, the configuration last. It holds
+    the checksums of the others, so that a save which was cut short is noticed when loading instead
+    of giving a mixture of two models.
+
+    Args:
+        dtype: how to store weights of two or more dimensions: float32, float16 or bfloat16; None
+            keeps them. Vectors (biases, batch-norm statistics) are few and always kept as they are.
+
+    Raises:
+        ValueError: the classifier is folded, a backbone's name is unknown, or a weight is too large
+            for `dtype`.
+    """
+    if classifier.is_folded:
+        raise ValueError("a folded classifier cannot be saved; save the one it was folded from")
+    names = {"glance": classifier.glance_name, "focus": classifier.focus_name}
+    for part, name in names.items():
+        if name is None:
+            raise ValueError(f"the {part} network has no name: set {part}_name before saving")
+    if dtype is not None and dtype not in STORED_DTYPES:
+        raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
+
+    folder = Path(folder)
+    blobs = {
+        f"{part}.safetensors": safetensors.torch.save(
+            _stored(getattr(classifier, part), dtype, part), metadata={"format": "pt"}
+        )
+        for part in NETWORKS
+    }
+    config = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "num_classes": classifier.num_classes,
+        "class_names": classifier.class_names,
+        "anchor": {"skip": classifier.anchor.skip},
+        "glance": {"backbone": classifier.glance_name},
+        "focus": {"backbone": classifier.focus_name},
+        "preprocessing": classifier.preprocessing.to_dict(),
+        "num_patches": classifier.num_patches,
+        "iou_threshold": classifier.iou_threshold,
+        "glance_size": classifier.glance_size,
+        "criterion": classifier.criterion,
+        "thresholds": classifier.thresholds,
+        # What `classify` reports: it runs the folded AnchorNet.
+        "macs_per_exit": classifier.fold().macs_per_exit(),
+        "files": {
+            name: {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+            for name, blob in blobs.items()
+        },
+    }
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, blob in blobs.items():
+        write_whole(folder / name, blob)
+    write_whole(folder / CONFIG, text.encode())
+
+
+def load(folder_or_name: str | PathLike[str]) -> TwoStageClassifier:
+    """Reads what `save` wrote: unfolded, float32, on the CPU, in eval mode.
+
+    Raises:
+        FileNotFoundError: the folder or one of its files is missing.
+        ValueError: a file is corrupt or not of this format, a newer version wrote it, or the
+            weights do not fit the configuration (of other classes, say).
+    """
+    from anchornet_ext.models import AnchorNet, build_backbone
+
+    from .two_stage import TwoStageClassifier
+
+    folder = resolve(folder_or_name)
+    config = read_config(folder)
+    try:
+        classes = int(config["num_classes"])
+        classifier = TwoStageClassifier(
+            AnchorNet(classes, skip=config["anchor"]["skip"]),
+            build_backbone(config["glance"]["backbone"], classes),
+            build_backbone(config["focus"]["backbone"], classes),
+            num_patches=config["num_patches"],
+            iou_threshold=config["iou_threshold"],
+            glance_size=config["glance_size"],
+            class_names=config["class_names"],
+            preprocessing=Preprocessing.from_dict(config["preprocessing"]),
+            criterion=config["criterion"],
+            glance_name=config["glance"]["backbone"],
+            focus_name=config["focus"]["backbone"],
+            thresholds=config["thresholds"],
+        )
+        files = config["files"]
+        for part in NETWORKS:
+            _load_weights(classifier.get_submodule(part), folder / f"{part}.safetensors", files)
+    except KeyError as error:
+        raise ValueError(f"{folder / CONFIG} has no entry {error}") from error
+    except TypeError as error:
+        raise ValueError(f"{folder / CONFIG} has an entry of a wrong type: {error}") from error
+    return classifier.eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a saved model, checked for its format and version.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON, not of this format, or of a newer version.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder} is not a saved model: it has no {CONFIG}") from None
+    except ValueError as error:  # also UnicodeDecodeError
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f"{path} does not describe an {FORMAT}")
+    version = config.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise ValueError(f"{path} has the format version {version!r}")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version}, this anchornet_ext reads up to "
+            f"{FORMAT_VERSION}: update the package"
+        )
+    return config
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes `content` beside `path` and moves it there, so that no reader sees a part of it."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp lets only the owner read; a saved file follows the umask like any other.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _stored(module: nn.Module, dtype: torch.dtype | None, part: str) -> dict[str, Tensor]:
+    stored: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        value = tensor.detach().cpu()
+        if dtype is not None and value.is_floating_point() and value.ndim >= 2:
+            narrow = value.to(dtype)
+            if not torch.equal(narrow.isfinite(), value.isfinite()):
+                raise ValueError(
+                    f"{part}'s {name} reaches {value.abs().max().item():.3g}, too large for {dtype}"
+                )
+            value = narrow
+        # Contiguous and unshared, as safetensors wants it.
+        stored[name] = value.clone(memory_format=torch.contiguous_format)
+    return stored
+
+
+def _load_weights(module: nn.Module, path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    try:
+        blob = path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path.parent} is not complete: it has no {path.name}") from None
+    expected = files[path.name]
+    if len(blob) != expected["bytes"] or hashlib.sha256(blob).hexdigest() != expected["sha256"]:
+        raise ValueError(
+            f"{path} is corrupt or of another save: its {len(blob)} bytes do not have the checksum "
+            f"in {CONFIG}"
+        )
+    try:
+        weights = safetensors.torch.load(blob)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:  # torch lists the tensors that are missing or of another shape
+        raise ValueError(f"{path} does not fit {CONFIG}: {error}") from error

@@ -1,0 +1,252 @@
+"""The two-stage classifier: a glance at the small picture, then patches where AnchorNet points."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anchornet_ext.data.transforms import Preprocessing
+from anchornet_ext.models import AnchorNet, FoldedAnchorNet
+
+if TYPE_CHECKING:
+    from .early_exit import Classification
+    from .policies import PatchPolicy
+
+Criterion = Literal["logits", "probabilities"]
+CRITERIA: tuple[Criterion, ...] = ("logits", "probabilities")
+
+
+class TwoStageClassifier(nn.Module):
+    """AnchorNet and two classification networks of the same classes (section 3.4, Fig. 4).
+
+    Input 1 of an image's sequence is the whole image resized to `glance_size`, seen by `glance`;
+    inputs 2..T are the patches that `anchor` localises, seen by `focus`; T = 1 + `num_patches`.
+
+    Args:
+        anchor: `AnchorNet`, or its folded twin `FoldedAnchorNet` for inference only.
+        glance: the network of the resized image, (B, 3, g, g) -> (B, n).
+        focus: the network of the patches, (B, 3, K, K) -> (B, n).
+        num_patches: how many patches an image may cost, at least 1 (T - 1 in the paper).
+        iou_threshold: theta of section 3.3, or one for each patch.
+        glance_size: side of the resized image in pixels.
+        class_names: the n names, in the order of the logits.
+        preprocessing: how a photo becomes the networks' input.
+        criterion: "logits": the confidence is the softmax of the summed logits (the authors' code);
+            "probabilities": it is the mean of the steps' probabilities (the paper's text).
+        glance_name, focus_name: the names that `build_backbone` knows the networks by. Only
+            `save_pretrained` needs them.
+        thresholds: the T - 1 thresholds that `classify` uses when it is given none.
+
+    `forward` is the anytime prediction of the last exit: (B, 3, H, W) -> summed logits (B, n) of
+    the glance and all patches.
+
+    Raises:
+        ValueError: a size, a threshold, the criterion or the number of class names is out of range.
+    """
+
+    def __init__(
+        self,
+        anchor: AnchorNet | FoldedAnchorNet,
+        glance: nn.Module,
+        focus: nn.Module,
+        *,
+        num_patches: int = 4,
+        iou_threshold: float | Sequence[float] = 0.3,
+        glance_size: int = 95,
+        class_names: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
+        criterion: Criterion = "logits",
+        glance_name: str | None = None,
+        focus_name: str | None = None,
+        thresholds: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_patches < 1:
+            raise ValueError(f"num_patches must be at least 1, got {num_patches}")
+        if glance_size < 1:
+            raise ValueError(f"glance_size must be at least 1 pixel, got {glance_size}")
+        if criterion not in CRITERIA:
+            raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+        if not isinstance(iou_threshold, (int, float)) and len(iou_threshold) != num_patches:
+            raise ValueError(
+                f"iou_threshold has {len(iou_threshold)} entries for {num_patches} patches"
+            )
+        self.anchor = anchor
+        self.glance = glance
+        self.focus = focus
+        self.num_patches = num_patches
+        self.iou_threshold = iou_threshold
+        self.glance_size = glance_size
+        self.preprocessing = preprocessing if preprocessing is not None else Preprocessing()
+        self.criterion: Criterion = criterion
+        self.glance_name = glance_name
+        self.focus_name = focus_name
+        self.class_names = tuple(class_names) if class_names is not None else None
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"{len(self.class_names)} class names for networks of {self.num_classes} classes"
+            )
+        self.thresholds = None if thresholds is None else self.checked_thresholds(thresholds)
+        self._macs: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are (n)."""
+        return self.anchor.num_classes
+
+    @property
+    def num_exits(self) -> int:
+        """T: the glance and every patch can be an image's last input."""
+        return 1 + self.num_patches
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels: AnchorNet's receptive field."""
+        return self.anchor.patch_size
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether `anchor` is the folded one, which neither trains nor saves."""
+        return isinstance(self.anchor, FoldedAnchorNet)
+
+    def checked_thresholds(self, thresholds: Sequence[float]) -> tuple[float, ...]:
+        """The thresholds as floats.
+
+        A threshold of 1 or more never lets an image leave, one below 0 always does; the last exit
+        has none, because every image that comes so far leaves there.
+
+        Raises:
+            ValueError: there are not T - 1 of them, or one is NaN.
+        """
+        values = tuple(float(value) for value in thresholds)
+        if len(values) != self.num_exits - 1:
+            raise ValueError(
+                f"{self.num_exits} exits need {self.num_exits - 1} thresholds, got {len(values)}: "
+                f"{list(values)}"
+            )
+        if any(value != value for value in values):
+            raise ValueError(f"a threshold is NaN: {list(values)}")
+        return values
+
+    def glance_input(self, images: Tensor) -> Tensor:
+        """Resizes (B, 3, H, W) to (B, 3, g, g), bicubic with corners aligned."""
+        size = (self.glance_size, self.glance_size)
+        if images.shape[0] == 0:  # the resampling kernels refuse an empty batch
+            return images.new_empty((0, images.shape[1], *size))
+        return functional.interpolate(images, size=size, mode="bicubic", align_corners=True)
+
+    def macs_per_exit(self, image_size: tuple[int, int] | None = None) -> tuple[int, ...]:
+        """Multiply-adds that an image costs when it leaves at exit 1, ..., T.
+
+        glance at exit 1; glance + AnchorNet + (t - 1) * focus at exit t > 1. Counted at
+        the sizes that the networks really see; the folded AnchorNet counts what it does.
+
+        Args:
+            image_size: (H, W) in pixels; None is the preprocessing's crop.
+        """
+        from anchornet_ext.models.macs import count_macs
+
+        if image_size is None:
+            image_size = (self.preprocessing.crop_size, self.preprocessing.crop_size)
+        if image_size not in self._macs:
+            glance = count_macs(self.glance, (3, self.glance_size, self.glance_size))
+            anchor = count_macs(self.anchor, (3, *image_size))
+            focus = count_macs(self.focus, (3, self.patch_size, self.patch_size))
+            later = (glance + anchor + step * focus for step in range(1, self.num_exits))
+            self._macs[image_size] = (glance, *later)
+        return self._macs[image_size]
+
+    def fold(self) -> TwoStageClassifier:
+        """The classifier for inference: AnchorNet folded, eval mode, weights in channels_last.
+
+        It is a copy: neither training nor moving this one changes it afterwards. It gives the same
+        results up to rounding and cannot be saved or trained. A folded one returns itself.
+        """
+        if isinstance(self.anchor, FoldedAnchorNet):
+            return self
+        folded = TwoStageClassifier(
+            self.anchor.fold(),
+            copy.deepcopy(self.glance),
+            copy.deepcopy(self.focus),
+            num_patches=self.num_patches,
+            iou_threshold=self.iou_threshold,
+            glance_size=self.glance_size,
+            class_names=self.class_names,
+            preprocessing=self.preprocessing,
+            criterion=self.criterion,
+            glance_name=self.glance_name,
+            focus_name=self.focus_name,
+            thresholds=self.thresholds,
+        )
+        folded.requires_grad_(False)
+        folded.eval()
+        return folded.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Summed logits (B, n) of the glance and all patches; no exits, the modules' own mode."""
+        from .policies import input_logits
+
+        return input_logits(self, images).sum(dim=0)
+
+    def classify(
+        self,
+        images: Tensor,
+        thresholds: Sequence[float] | None = None,
+        exit_at: int | None = None,
+    ) -> Classification:
+        """Algorithm 1 for a batch, every image costing only what it needs. See `early_exit`."""
+        from .early_exit import classify
+
+        return classify(self, images, thresholds, exit_at)
+
+    def anytime_logits(
+        self,
+        images: Tensor,
+        policy: PatchPolicy = "anchornet",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Summed logits after each input, (T, B, n). See `policies`."""
+        from .policies import anytime_logits
+
+        return anytime_logits(self, images, policy, generator)
+
+    def save_pretrained(
+        self, folder: str | PathLike[str], *, dtype: torch.dtype | None = None
+    ) -> None:
+        """Writes config.json and the networks' safetensors. See `storage.save`."""
+        from .storage import save
+
+        save(self, folder, dtype=dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_name: str | PathLike[str],
+        *,
+        fold: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> TwoStageClassifier:
+        """Loads a saved or bundled classifier in eval mode, folded unless told otherwise.
+
+        See `storage.load`. Take `fold=False` to train further or to save again.
+        """
+        from .storage import load
+
+        classifier = load(folder_or_name).to(device)
+        return classifier.fold() if fold else classifier
+
+    def extra_repr(self) -> str:
+        values: dict[str, Any] = {
+            "num_patches": self.num_patches,
+            "iou_threshold": self.iou_threshold,
+            "glance_size": self.glance_size,
+            "criterion": self.criterion,
+            "thresholds": self.thresholds,
+        }
+        return ", ".join(f"{key}={value!r}" for key, value in values.items())
