@@ -41,13 +41,12 @@ struct SoftmaxState {
   int32_t index = kNoClass;
 
   ANCHORNET_HOST_DEVICE void add(T value, int32_t value_index) {
-    if (leads(value, value_index, top, index)) {
-      sum = sum * shifted_exp(top, value) + T(1);
-      top = value;
-      index = value_index;
-    } else {
-      sum += shifted_exp(value, top);
-    }
+    const bool is_new_top = leads(value, value_index, top, index);
+    const T above = is_new_top ? value : top;
+    const T ratio = shifted_exp(is_new_top ? top : value, above);
+    sum = is_new_top ? sum * ratio + T(1) : sum + ratio;
+    top = above;
+    index = is_new_top ? value_index : index;
   }
 
   ANCHORNET_HOST_DEVICE void merge(const SoftmaxState& other) {
