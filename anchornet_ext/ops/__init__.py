@@ -1,6 +1,15 @@
 """The operators: documented functions over the native kernels."""
 
+from .class_activation_map import class_activation_map
 from .exit_step import ExitStep, exit_step
 from .gather_patches import gather_patches
+from .select_patches import PatchSelection, select_patches
 
-__all__ = ["ExitStep", "exit_step", "gather_patches"]
+__all__ = [
+    "ExitStep",
+    "PatchSelection",
+    "class_activation_map",
+    "exit_step",
+    "gather_patches",
+    "select_patches",
+]

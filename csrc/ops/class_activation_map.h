@@ -1,0 +1,65 @@
+// What the CPU and CUDA kernels of class_activation_map share: the checks of the arguments and the
+// description of how the features lie in memory.
+#pragma once
+
+#include "common/stable.h"
+
+namespace anchornet::cam {
+
+inline bool is_floating(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
+
+// Everything that can be checked without reading a tensor's values.
+inline void check_arguments(const Tensor& features, const Tensor& weight,
+                            const Tensor& class_index) {
+  using torch::headeronly::toString;
+  STD_TORCH_CHECK(features.dim() == 4,
+                  "class_activation_map: features must be (B, C, h, w), got shape ",
+                  shape_of(features));
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == features.size(1),
+                  "class_activation_map: weight must be (N, C) with C = ", features.size(1),
+                  " as in features, got shape ", shape_of(weight));
+  STD_TORCH_CHECK(class_index.dim() == 1 && class_index.size(0) == features.size(0),
+                  "class_activation_map: class_index must be (B,) with B = ", features.size(0),
+                  " as in features, got shape ", shape_of(class_index));
+  STD_TORCH_CHECK(is_floating(features.scalar_type()),
+                  "class_activation_map: features must be float32, float64, float16 or bfloat16, "
+                  "got ",
+                  toString(features.scalar_type()));
+  STD_TORCH_CHECK(
+      is_floating(weight.scalar_type()),
+      "class_activation_map: weight must be float32, float64, float16 or bfloat16, got ",
+      toString(weight.scalar_type()));
+  STD_TORCH_CHECK(class_index.scalar_type() == ScalarType::Long,
+                  "class_activation_map: class_index must be int64, got ",
+                  toString(class_index.scalar_type()));
+  STD_TORCH_CHECK(weight.device() == features.device() && class_index.device() == features.device(),
+                  "class_activation_map: features, weight and class_index must be on one device");
+  STD_TORCH_CHECK(weight.size(0) > 0 || features.size(0) == 0,
+                  "class_activation_map: weight has no rows to choose from, its shape is ",
+                  shape_of(weight));
+}
+
+// float64 stays float64; everything else is accumulated and returned in float32.
+inline ScalarType output_type(const Tensor& features) {
+  return features.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// The h x w pixels of a channel as `rows` runs of `length` pixels, `step` elements apart. Where a
+// row begins one step after the last one ends, the grid is one run.
+struct PixelRuns {
+  int64_t rows, length, row_stride, step;
+};
+
+inline PixelRuns pixel_runs(const Tensor& features) {
+  const int64_t h = features.size(2), w = features.size(3);
+  const int64_t row = features.stride(2), column = features.stride(3);
+  if (h == 1) return {1, w, 0, column};
+  if (w == 1) return {1, h, 0, row};
+  if (row == w * column) return {1, h * w, 0, column};
+  return {h, w, row, column};
+}
+
+}  // namespace anchornet::cam
