@@ -53,7 +53,7 @@ def select_patches(
         thresholds = [iou_threshold] * num_patches
     index = torch.empty(batch, num_patches, dtype=torch.int64)
     num_qualified = torch.empty(batch, dtype=torch.int64)
-    for b, row in enumerate(cam.detach().double().cpu().reshape(batch, -1).tolist()):
+    for b, row in enumerate(cam.detach().double().cpu().reshape(batch, height * width).tolist()):
         order = _visiting_order(row)
         largest_iou = [0.0] * (height * width)
         taken: list[int] = []
