@@ -1,0 +1,111 @@
+"""Files of a run, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())  # or a power cut could leave the new name without the data
+        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` to `path`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes `values` to `path`."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in `path`, {} where there is no such file.
+
+    Raises:
+        ValueError: the file is not a JSON object.
+    """
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{str(path)!r} does not hold a JSON object")
+    return values
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a state dict as safetensors."""
+    # safetensors refuses tensors that share memory, as tied weights do
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, dict(metadata))
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Loads a safetensors state dict into `module`, every key of it.
+
+    Raises:
+        ValueError: the file is missing, damaged, or of another architecture or number of classes.
+    """
+    if not path.is_file():
+        raise ValueError(f"there are no weights at {str(path)!r}")
+    try:
+        state = safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{str(path)!r} is not a safetensors file: {error}") from error
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        detail = str(error).strip().splitlines()
+        raise ValueError(
+            f"{str(path)!r} does not fit {type(module).__name__}: {detail[-1].strip()}"
+        ) from error
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes a training state (tensors, numbers, strings, lists and dicts of them)."""
+    with replacing(path) as temporary:
+        torch.save(dict(state), temporary)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """The training state in `path`, on the CPU; None where there is no such file.
+
+    Raises:
+        ValueError: the file is damaged or holds more than data.
+    """
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from EOFError to UnpicklingError
+        raise ValueError(f"{str(path)!r} is not a training state: {error}") from error
+    return state

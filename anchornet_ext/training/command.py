@@ -1,0 +1,379 @@
+"""`anchornet train`: from a folder of photos to a two-stage classifier."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anchornet_ext.data.image_folder import Samples, find_training_images
+from anchornet_ext.data.sources import CachedSource, FileSource
+from anchornet_ext.data.transforms import Preprocessing
+from anchornet_ext.models import AnchorNet, build_backbone
+
+from .checkpoint import load_weights, read_json, write_json
+from .config import STAGES, add_stage_arguments, stage_config
+from .distributed import World, join_world
+from .loop import AMP_CHOICES, LoopOptions, Trainer
+from .run_log import RunLog
+from .stages import Photos, Recipe, build_task, require_stages
+
+
+def _stage_list(text: str) -> tuple[str, ...]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in STAGES]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(
+            f"stages are {', '.join(STAGES)}, not {', '.join(unknown) or repr(text)}"
+        )
+    return tuple(stage for stage in STAGES if stage in names)  # in the order they need
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `anchornet train`."""
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="has train/CLASS/* and val/CLASS/*, or CLASS/* with --val-fraction",
+    )
+    data.add_argument(
+        "--val-fraction", type=float, metavar="X", help="share of each class held out, by --seed"
+    )
+    data.add_argument(
+        "--cache", action="store_true", help="decode every photo once and keep it in memory"
+    )
+    data.add_argument(
+        "--cache-short-side",
+        type=int,
+        metavar="PIXELS",
+        help="shrink larger photos to this short side on decoding, cached or not",
+    )
+    data.add_argument("--workers", type=int, metavar="N", help="loading processes (cores, max. 8)")
+    data.add_argument(
+        "--resize-size", type=int, default=256, metavar="PIXELS", help="validation short side (256)"
+    )
+    data.add_argument(
+        "--crop-size", type=int, default=224, metavar="PIXELS", help="crop of a photo (224)"
+    )
+
+    run_group = parser.add_argument_group("run")
+    run_group.add_argument("--out", type=Path, required=True, metavar="RUN", help="result folder")
+    run_group.add_argument(
+        "--stages",
+        type=_stage_list,
+        metavar="A,B",
+        help=f"which to run ({','.join(STAGES)}; backbone is left out where it has weights)",
+    )
+    run_group.add_argument("--resume", action="store_true", help="go on with the run in RUN")
+    run_group.add_argument(
+        "--overwrite", action="store_true", help="begin the named stages anew, losing their results"
+    )
+    run_group.add_argument("--seed", type=int, default=0, metavar="N", help="of all randomness (0)")
+    run_group.add_argument("--tensorboard", action="store_true", help="write TensorBoard events")
+    run_group.add_argument(
+        "--log-interval", type=float, default=5.0, metavar="S", help="seconds between lines (5)"
+    )
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--backbone",
+        required=True,
+        metavar="NAME",
+        help="a torchvision classification model, or timm/NAME",
+    )
+    start = model.add_mutually_exclusive_group()
+    start.add_argument(
+        "--pretrained", action="store_true", help="start from its published ImageNet weights"
+    )
+    start.add_argument(
+        "--backbone-weights", type=Path, metavar="FILE", help="start from a safetensors file"
+    )
+    model.add_argument(
+        "--num-patches", type=int, default=4, metavar="K", help="patches of each photo (4)"
+    )
+    model.add_argument(
+        "--iou-threshold", type=float, default=0.3, metavar="X", help="overlap of patches (0.3)"
+    )
+
+    compute = parser.add_argument_group("compute")
+    compute.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (auto)")
+    compute.add_argument(
+        "--amp", choices=AMP_CHOICES, default="auto", help="mixed precision (auto: on CUDA only)"
+    )
+    compute.add_argument(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="memory order of images and weights (on)",
+    )
+    compute.add_argument("--compile", action="store_true", help="use torch.compile")
+    compute.add_argument("--sync-bn", action="store_true", help="batch norm over all GPUs")
+    compute.add_argument("--deterministic", action="store_true", help="exact repeats on CUDA")
+    compute.add_argument("--threads", type=int, metavar="N", help="CPU threads of each process")
+    for stage in STAGES:
+        add_stage_arguments(parser, stage)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains the stages that were asked for and, when all are there, writes RUN/model.
+
+    Raises:
+        ValueError, OSError, ImportError: bad input, said before any work is done where possible.
+    """
+    _check(args)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    elif torch.cuda.is_available():
+        torch.backends.cudnn.benchmark = True
+    with join_world(args.device) as world:
+        train, val = find_training_images(args.data, args.val_fraction, args.seed)
+        recipe = _recipe(args, train)
+        stages = args.stages or tuple(
+            stage
+            for stage in STAGES
+            if stage != "backbone" or not (args.pretrained or args.backbone_weights)
+        )
+        require_stages(recipe, stages, world)
+        _require_run_of(recipe)
+        if args.overwrite and world.is_main:
+            for stage in stages:
+                shutil.rmtree(recipe.run / stage, ignore_errors=True)
+        world.barrier()
+        if not args.resume:
+            _require_unused(recipe, stages)
+        world.barrier()  # nobody writes before everybody has looked
+        log = RunLog(
+            args.out,
+            enabled=world.is_main,
+            interval=args.log_interval,
+            tensorboard=args.tensorboard,
+        )
+        try:
+            _train(args, recipe, stages, train, val, world, log)
+        except Exception as error:
+            log.line(f"stopped: {error}")
+            raise
+        finally:
+            log.close()
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    def need(holds: bool, flag: str, wanted: str, value: object) -> None:
+        if not holds:
+            raise ValueError(f"{flag} must be {wanted}, not {value}")
+
+    if args.workers is None:
+        args.workers = min(8, len(os.sched_getaffinity(0)))
+    need(args.workers >= 0, "--workers", "at least 0", args.workers)
+    need(args.threads is None or args.threads >= 1, "--threads", "at least 1", args.threads)
+    side = args.cache_short_side
+    need(side is None or side >= 1, "--cache-short-side", "at least 1", side)
+    need(args.num_patches >= 1, "--num-patches", "at least 1", args.num_patches)
+    need(args.log_interval >= 0, "--log-interval", "at least 0", args.log_interval)
+    need(0 <= args.seed < 2**63, "--seed", "at least 0 and below 2^63", args.seed)
+    if args.resume and args.overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {str(args.out)!r} is not a folder")
+
+
+def _recipe(args: argparse.Namespace, train: Samples) -> Recipe:
+    return Recipe(
+        run=args.out,
+        backbone=args.backbone,
+        pretrained=args.pretrained,
+        backbone_weights=args.backbone_weights,
+        class_names=train.class_names,
+        preprocessing=Preprocessing(resize_size=args.resize_size, crop_size=args.crop_size),
+        num_patches=args.num_patches,
+        iou_threshold=args.iou_threshold,
+        configs={stage: stage_config(args, stage) for stage in STAGES},
+        seed=args.seed,
+        workers=args.workers,
+    )
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """What every stage in RUN must agree on."""
+    return {
+        "classes": list(recipe.class_names),
+        "backbone": recipe.backbone,
+        "preprocessing": recipe.preprocessing.to_dict(),
+    }
+
+
+def _require_run_of(recipe: Recipe) -> None:
+    """Raises ValueError where RUN belongs to another set of classes, backbone or preprocessing."""
+    before = read_json(recipe.run / "config.json")
+    for key, value in _identity(recipe).items():
+        if before and before.get(key) != value:
+            shown = (
+                f"{len(before.get(key, []))} classes, not these {len(recipe.class_names)}"
+                if key == "classes"
+                else f"{key} {before.get(key)}, not {value}"
+            )
+            raise ValueError(f"{str(recipe.run)!r} was begun with {shown}; use another --out")
+
+
+def _require_unused(recipe: Recipe, stages: Sequence[str]) -> None:
+    used = [stage for stage in stages if (recipe.run / stage / "last.pt").exists()]
+    if used:
+        raise ValueError(
+            f"{str(recipe.run)!r} already holds a run of stage {used[0]}; use --resume to go on "
+            "with it, --overwrite to begin anew, or another --out"
+        )
+
+
+def _train(
+    args: argparse.Namespace,
+    recipe: Recipe,
+    stages: Sequence[str],
+    train: Samples,
+    val: Samples,
+    world: World,
+    log: RunLog,
+) -> None:
+    _record(recipe, stages, world, log, len(train), len(val))
+    photos = [_open(args, samples, name, log) for name, samples in (("train", train), ("val", val))]
+    options = LoopOptions(
+        amp=args.amp,
+        channels_last=args.channels_last,
+        compile=args.compile,
+        sync_batch_norm=args.sync_bn,
+        resume=args.resume,
+        seed=args.seed,
+    )
+    for stage in stages:
+        task = build_task(stage, recipe, photos[0], photos[1], world, log)
+        identity = {
+            **_identity(recipe),
+            "seed": recipe.seed,
+            "training images": len(train),
+            "num_patches": recipe.num_patches,
+            "iou_threshold": recipe.iou_threshold,
+        }
+        trainer = Trainer(task, recipe.run / stage, world, options, log, identity)
+        result = trainer.fit()
+        log.line(
+            f"{stage}: best validation top-1 {100 * result.best_top1:.2f}% "
+            f"after epoch {result.best_epoch}, in {trainer.best_path}"
+        )
+        # Persistent workers hold their memory until their loader goes.
+        del trainer, task
+    if world.is_main:
+        _assemble(recipe, log)
+    world.barrier()
+
+
+def _open(args: argparse.Namespace, samples: Samples, name: str, log: RunLog) -> Photos:
+    if not args.cache:
+        return Photos(FileSource(samples.paths, args.cache_short_side), samples)
+    log.begin(f"decoding {name}", len(samples))
+    source = CachedSource(
+        samples.paths,
+        args.cache_short_side,
+        threads=torch.get_num_threads(),
+        on_progress=log.update,
+    )
+    log.end()
+    for reason in source.unreadable.values():
+        log.line(f"skipped an unreadable image: {reason}")
+    return Photos(source, samples)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("anchornet_ext", "torchvision", "pillow", "numpy", "timm"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _record(
+    recipe: Recipe,
+    stages: Sequence[str],
+    world: World,
+    log: RunLog,
+    train_count: int,
+    val_count: int,
+) -> None:
+    """Says in log.txt and config.json what is about to be done, and with what."""
+    command = shlex.join(["anchornet", *sys.argv[1:]])
+    log.line(f"$ {command}")
+    versions = _versions()
+    log.line(", ".join(f"{name} {number}" for name, number in versions.items()))
+    log.line(
+        f"{train_count} training and {val_count} validation images of {recipe.num_classes} "
+        f"classes; {world.size} process(es) on {world.device.type}, "
+        f"{torch.get_num_threads()} threads, {recipe.workers} workers"
+    )
+    if not world.is_main:
+        return
+    path = recipe.run / "config.json"
+    before = read_json(path)
+    configs = before.get("stages", {})
+    configs.update({stage: recipe.configs[stage].to_dict() for stage in stages})
+    write_json(
+        path,
+        {
+            "commands": [*before.get("commands", []), command],
+            "versions": versions,
+            "seed": recipe.seed,
+            "training_images": train_count,
+            "validation_images": val_count,
+            "num_patches": recipe.num_patches,
+            "iou_threshold": recipe.iou_threshold,
+            "pretrained": recipe.pretrained,
+            "stages": configs,
+            **_identity(recipe),
+        },
+    )
+
+
+def _assemble(recipe: Recipe, log: RunLog) -> None:
+    """Writes RUN/model from the best weights, when there are three."""
+    missing = [s for s in ("anchor", "glance", "focus") if not recipe.best(s).is_file()]
+    if missing:
+        log.line(f"no model yet: {', '.join(missing)} still to train")
+        return
+    from anchornet_ext.inference import TwoStageClassifier
+
+    anchor = AnchorNet(recipe.num_classes)
+    glance = build_backbone(recipe.backbone, recipe.num_classes)
+    focus = build_backbone(recipe.backbone, recipe.num_classes)
+    for stage, module in (("anchor", anchor), ("glance", glance), ("focus", focus)):
+        load_weights(module, recipe.best(stage))
+    classifier = TwoStageClassifier(
+        anchor,
+        glance,
+        focus,
+        num_patches=recipe.num_patches,
+        iou_threshold=recipe.iou_threshold,
+        glance_size=recipe.configs["glance"].size,
+        class_names=recipe.class_names,
+        preprocessing=recipe.preprocessing,
+        glance_name=recipe.backbone,
+        focus_name=recipe.backbone,
+    )
+    classifier.eval()
+    classifier.save_pretrained(recipe.run / "model")
+    log.line(f"the classifier is in {recipe.run / 'model'}")
