@@ -52,8 +52,8 @@ def exit_step(
         running: (N, n) sums of logits or probabilities, float32, float64, float16 or bfloat16, of
             any strides. Updated in place at the rows `active`; half precision is added up in
             float32 and rounded once.
-        logits: (A, n) of any of these dtypes and any strides, in memory of its own: row j belongs to
-            image active[j].
+        logits: (A, n) of any of these dtypes and any strides, not sharing memory with `running`.
+            Row j belongs to image active[j].
         active: (A) int64 rows of `running`, each at most once.
         threshold: one confidence for all images or a tensor () or (A), aligned with `active`.
         step: how many inputs the images have seen with this one, at least 1: an int or an integer

@@ -49,10 +49,13 @@ LAYOUTS = ["contiguous", "transposed", "rows of a wider tensor", "every other co
 
 
 def tolerance(dtype: torch.dtype) -> dict[str, float]:
-    """For sums that are rounded to `dtype`: one rounding may fall to the other side."""
+    """For sums that are rounded to `dtype`: one rounding may fall to the other side.
+
+    atol is the rounding of a probability, which is all that is left where a sum cancels.
+    """
     return {
-        torch.float64: {"rtol": 1e-12, "atol": 1e-14},
-        torch.float32: {"rtol": 3e-6, "atol": 1e-9},
+        torch.float64: {"rtol": 1e-12, "atol": 1e-15},
+        torch.float32: {"rtol": 3e-6, "atol": 5e-7},
         torch.float16: {"rtol": 2e-3, "atol": 1e-6},
         torch.bfloat16: {"rtol": 1.6e-2, "atol": 1e-6},
     }[dtype]
@@ -129,7 +132,7 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @on_devices
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(problem=problems())
 def test_equals_the_reference(device: str, problem: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(problem["seed"])
