@@ -3,6 +3,7 @@
 from .class_activation_map import class_activation_map
 from .exit_step import ExitStep, exit_step
 from .gather_patches import gather_patches
+from .scatter_patches import scatter_patches, scatter_patches_onto
 from .select_patches import PatchSelection, select_patches
 
 __all__ = [
@@ -11,5 +12,7 @@ __all__ = [
     "class_activation_map",
     "exit_step",
     "gather_patches",
+    "scatter_patches",
+    "scatter_patches_onto",
     "select_patches",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,3 +100,36 @@ def check_places(
             f"patch {m} at (row, column) = ({r}, {c}) with size {tuple(patch_size)} leaves the "
             f"image of size ({height}, {width})"
         )
+
+
+def call_native(
+    op: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    places: tuple[Tensor, Tensor, tuple[int, int], tuple[int, int, int]],
+    validate: bool,
+) -> Tensor:
+    """The operator's result; `places` are the arguments of `check_places`.
+
+    The CPU kernels check every place themselves. Only when one fails is it looked up again here, to
+    raise it as a ValueError, so that good calls do not pay for the check twice.
+    """
+    if validate:
+        check_places(*places)
+    if torch.compiler.is_compiling() or places[0].is_cuda:
+        return _as_tensor(op(*arguments))
+    try:
+        return _as_tensor(op(*arguments))
+    except RuntimeError:
+        check_places(*places)
+        raise
+
+
+def is_channels_last_only(tensor: Tensor) -> bool:
+    """channels_last and not contiguous as well, as a tensor with one channel can be."""
+    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """torch.ops is untyped."""
+    assert isinstance(value, Tensor)
+    return value

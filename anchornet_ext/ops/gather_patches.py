@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from ._patch_places import check_patch_fits, check_places, flatten_places, patch_size_pair
+from ._patch_places import (
+    call_native,
+    check_patch_fits,
+    flatten_places,
+    is_channels_last_only,
+    patch_size_pair,
+)
 
 _FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -28,8 +34,8 @@ def gather_patches(
 ) -> Tensor:
     """Cuts patches out of a batch of images into one dense batch (Fig. 4 of AnchorNet).
 
-    Patch m is ``images[image_index[m], :, r:r+h, c:c+w]`` with ``(r, c) = top_left[m]``. With `mean`
-    and `std` it is normalised on the way: ``(x / 255 - mean) / std`` for uint8 images and
+    Patch m is ``images[image_index[m], :, r:r+h, c:c+w]`` with ``(r, c) = top_left[m]``. With
+    `mean` and `std` it is normalised on the way: ``(x / 255 - mean) / std`` for uint8 images and
     ``(x - mean) / std`` for floating-point ones, computed in float32 (float64 for float64 output)
     and equal to this formula to the last bit, on every device. Without them values are only cast.
 
@@ -67,7 +73,7 @@ def gather_patches(
     _check_images(images)
     _extension.require_device(images.device)
     size = patch_size_pair(patch_size)
-    num_images, channels, height, width = images.shape
+    num_images, _, height, width = images.shape
     check_patch_fits(size, (height, width))
     index, corners = flatten_places(top_left, image_index, num_images, images.device)
     if (mean is None) != (std is None):
@@ -76,31 +82,24 @@ def gather_patches(
     dtype = _patch_dtype(images.dtype, dtype, normalises)
     means = _statistic("mean", mean, images, dtype)
     stds = _statistic("std", std, images, dtype)
+    if stds is not None:
+        _check_no_zero(stds, wait=validate)
     channels_last = _is_channels_last(images, memory_format)
-    if validate:
-        check_places(index, corners, size, (num_images, height, width))
-        if stds is not None:
-            _check_no_zero(stds)
-    op = torch.ops.anchornet_ext.gather_patches.default
-    arguments = (images, index, corners, *size, means, stds, dtype, channels_last)
-    if torch.compiler.is_compiling():
-        return _tensor(op(*arguments))
-    try:
-        return _tensor(op(*arguments))
-    except RuntimeError:
-        # The CPU kernel found a bad value. Say which as a ValueError; checking here first would
-        # make every good call pay for it.
-        if images.device.type == "cpu":
-            check_places(index, corners, size, (num_images, height, width))
-            if stds is not None:
-                _check_no_zero(stds)
-        raise
-
-
-def _tensor(value: Any) -> Tensor:
-    """torch.ops is untyped."""
-    assert isinstance(value, Tensor)
-    return value
+    return call_native(
+        torch.ops.anchornet_ext.gather_patches.default,
+        (
+            images,
+            index,
+            corners,
+            *size,
+            None if means is None else means.to(images.device),
+            None if stds is None else stds.to(images.device),
+            dtype,
+            channels_last,
+        ),
+        (index, corners, size, (num_images, height, width)),
+        validate,
+    )
 
 
 def _check_images(images: Tensor) -> None:
@@ -126,13 +125,11 @@ def _patch_dtype(images: torch.dtype, dtype: torch.dtype | None, normalises: boo
 def _statistic(
     name: str, value: Tensor | Sequence[float] | None, images: Tensor, dtype: torch.dtype
 ) -> Tensor | None:
-    """`value` as a tensor on the images' device, in the dtype of the arithmetic."""
+    """`value` in the dtype of the arithmetic, where it was given."""
     if value is None:
         return None
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     if not isinstance(value, Tensor):
-        if name == "std" and 0 in value:
-            raise ValueError(f"std must not be zero, got {list(value)}")
         value = torch.tensor(value, dtype=accumulate)
     if value.requires_grad:
         raise ValueError(f"{name} is a constant of gather_patches, but it requires a gradient")
@@ -142,10 +139,13 @@ def _statistic(
         raise ValueError(
             f"{name} must be (C,) with C = {images.shape[1]}, got {tuple(value.shape)}"
         )
-    return value.to(device=images.device, dtype=accumulate)
+    return value.to(accumulate)
 
 
-def _check_no_zero(std: Tensor) -> None:
+def _check_no_zero(std: Tensor, wait: bool) -> None:
+    """Reads a tensor on the CPU, and one on a device only with `wait`."""
+    if torch.compiler.is_compiling() or (std.device.type != "cpu" and not wait):
+        return
     values = std.tolist()
     if 0 in values:
         raise ValueError(f"std must not be zero, got {values}")
@@ -153,9 +153,7 @@ def _check_no_zero(std: Tensor) -> None:
 
 def _is_channels_last(images: Tensor, memory_format: torch.memory_format | None) -> bool:
     if memory_format is None:
-        return not images.is_contiguous() and images.is_contiguous(
-            memory_format=torch.channels_last
-        )
+        return is_channels_last_only(images)
     if memory_format not in (torch.contiguous_format, torch.channels_last):
         raise ValueError(
             "memory_format must be torch.contiguous_format, torch.channels_last or None, "
@@ -183,5 +181,27 @@ def _fake(
     )
 
 
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    images, image_index, top_left, _, _, _, std, _, _ = inputs
+    ctx.save_for_backward(image_index, top_left, std)
+    ctx.size, ctx.dtype = images.shape, images.dtype
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """d patch / d image = 1 / std, added up where patches overlap."""
+    image_index, top_left, std = ctx.saved_tensors
+    num_images, _, height, width = ctx.size
+    if std is not None:
+        grad = grad.to(torch.promote_types(grad.dtype, torch.float32))
+        grad = grad / std.to(grad.dtype)[:, None, None]
+    # The sum over patches in the wider of the two types, then once to that of the images.
+    grad = grad.to(torch.promote_types(grad.dtype, ctx.dtype))
+    grad_images = torch.ops.anchornet_ext.scatter_patches.default(
+        grad, image_index, top_left, num_images, height, width
+    )
+    return grad_images.to(ctx.dtype), *(None,) * 8
+
+
 if _extension.available():
     torch.library.register_fake("anchornet_ext::gather_patches", _fake)
+    torch.library.register_autograd("anchornet_ext::gather_patches", _backward, setup_context=_save)

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <optional>
-#include <type_traits>
 
 #include "ops/patches.h"
 
@@ -16,11 +15,6 @@ struct Gather {
   int64_t image_stride, channel_stride, row_stride, column_stride;
   bool channels_last;
 };
-
-inline bool is_float_type(ScalarType type) {
-  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-         type == ScalarType::BFloat16;
-}
 
 inline void check_statistic(const char* name, const Tensor& value, const Tensor& images) {
   STD_TORCH_CHECK(is_float_type(value.scalar_type()), "gather_patches: ", name,
@@ -64,14 +58,10 @@ inline Tensor empty_patches(const Gather& gather, const Tensor& images, ScalarTy
                                                    : torch::headeronly::MemoryFormat::Contiguous);
 }
 
-// Arithmetic is in double for double output, in float for every other.
-template <typename Out>
-using Accumulate = std::conditional_t<std::is_same_v<Out, double>, double, float>;
-
 // x / 255 to the last bit without dividing: 1/255 in two parts of which the first is short enough
 // for its product with x to be exact. Written with separate roundings on every device: a fused
 // multiply-add would leave other low bits. Equal for all 256 values; the tests compare every one.
-C10_HOST_DEVICE inline float unit_from_byte(float x) {
+ANCHORNET_HOST_DEVICE inline float unit_from_byte(float x) {
   constexpr float kHigh = 0x1.01p-8f;      // 1/255 = 2^-8 (1 + 2^-8 + 2^-16 + ...)
   constexpr float kLow = 0x1.010102p-24f;  // what is left of it
 #ifdef __CUDA_ARCH__
@@ -84,7 +74,7 @@ C10_HOST_DEVICE inline float unit_from_byte(float x) {
 // (x - mean) / std with x in [0, 1] for bytes: the reference's own formula and rounding, so that
 // results are bit for bit those of the reference on every device.
 template <typename In>
-C10_HOST_DEVICE inline float normalise(In x, float mean, float std) {
+ANCHORNET_HOST_DEVICE inline float normalise(In x, float mean, float std) {
   const float value = static_cast<float>(x);
   const float unit = std::is_same_v<In, uint8_t> ? unit_from_byte(value) : value;
 #ifdef __CUDA_ARCH__
@@ -95,14 +85,14 @@ C10_HOST_DEVICE inline float normalise(In x, float mean, float std) {
 }
 
 template <typename In>
-C10_HOST_DEVICE inline double normalise(In x, double mean, double std) {
+ANCHORNET_HOST_DEVICE inline double normalise(In x, double mean, double std) {
   const double value = static_cast<double>(x);
   return ((std::is_same_v<In, uint8_t> ? value / 255.0 : value) - mean) / std;
 }
 
 // The value as it is: to half precision by way of float, as torch does.
 template <typename Out, typename In>
-C10_HOST_DEVICE inline Out convert(In x) {
+ANCHORNET_HOST_DEVICE inline Out convert(In x) {
   if constexpr (std::is_same_v<Out, In>) {
     return x;
   } else {
@@ -138,38 +128,16 @@ inline Walk plan_walk(const Gather& g) {
           false};
 }
 
-// `Count` elements that are loaded or stored at once, in up to 16 bytes.
-template <typename T, int Count>
-struct alignas(sizeof(T) * Count < 16 ? sizeof(T) * Count : 16) Pack {
-  T value[Count];
-};
-
-template <typename T>
-constexpr int kPackCount = 16 / sizeof(T);
-
-struct DivMod {
-  int64_t quotient, remainder;
-};
-
-// 32 bits where they do: a 64-bit division is many times slower on a GPU.
-C10_HOST_DEVICE inline DivMod divmod(int64_t number, int64_t divisor) {
-  if (((static_cast<uint64_t>(number) | static_cast<uint64_t>(divisor)) >> 32) == 0) {
-    const uint32_t quotient = static_cast<uint32_t>(number) / static_cast<uint32_t>(divisor);
-    return {quotient, number - static_cast<int64_t>(quotient) * divisor};
-  }
-  const int64_t quotient = number / divisor;
-  return {quotient, number - quotient * divisor};
-}
-
 // Elements [start, start + Count) of the dense output, in memory order; those at `total` and beyond
 // are left as they are. `places` maps m to a Place that lies inside of the images. `mean` and `std`
 // are null where nothing is normalised.
 template <typename Out, typename In, int Count, typename Places>
-C10_HOST_DEVICE inline void gather_pack(const In* images, int64_t image_stride, int64_t row_stride,
-                                        int64_t column_stride, const Walk& walk,
-                                        const Places& places, const Accumulate<Out>* mean,
-                                        const Accumulate<Out>* std, int64_t start, int64_t total,
-                                        Pack<Out, Count>& pack) {
+ANCHORNET_HOST_DEVICE inline void gather_pack(const In* images, int64_t image_stride,
+                                              int64_t row_stride, int64_t column_stride,
+                                              const Walk& walk, const Places& places,
+                                              const Accumulate<Out>* mean,
+                                              const Accumulate<Out>* std, int64_t start,
+                                              int64_t total, Pack<Out, Count>& pack) {
   DivMod split = divmod(start, walk.size[2]);
   int64_t i2 = split.remainder;
   split = divmod(split.quotient, walk.size[1]);

@@ -1,10 +1,10 @@
 // Where patches lie in images: what gather_patches and scatter_patches share, on host and device.
 #pragma once
 
-#include <torch/headeronly/macros/Macros.h>
-
+#include <type_traits>
 #include <vector>
 
+#include "common/host_device.h"
 #include "common/stable.h"
 
 namespace anchornet {
@@ -19,14 +19,14 @@ struct Bounds {
   int64_t num_images, height, width, patch_height, patch_width;
 };
 
-C10_HOST_DEVICE inline int64_t clamp_to_last(int64_t value, int64_t last) {
+ANCHORNET_HOST_DEVICE inline int64_t clamp_to_last(int64_t value, int64_t last) {
   return value < 0 ? 0 : (value > last ? last : value);
 }
 
 // The nearest place at which the patch lies inside an image. The CUDA kernels pass every place
 // through here, so that no index read on the device can address memory outside of the tensors.
 // The caller has made sure that an image exists and that a patch fits into it.
-C10_HOST_DEVICE inline Place clamp_place(const Place& place, const Bounds& bounds) {
+ANCHORNET_HOST_DEVICE inline Place clamp_place(const Place& place, const Bounds& bounds) {
   return {clamp_to_last(place.image, bounds.num_images - 1),
           clamp_to_last(place.row, bounds.height - bounds.patch_height),
           clamp_to_last(place.column, bounds.width - bounds.patch_width)};
@@ -38,13 +38,45 @@ struct PlaceTable {
   const int64_t* top_left;
   int64_t image_index_stride, patch_stride, axis_stride;
 
-  C10_HOST_DEVICE Place operator[](int64_t m) const {
+  ANCHORNET_HOST_DEVICE Place operator[](int64_t m) const {
     const int64_t* corner = top_left + m * patch_stride;
     return {image_index[m * image_index_stride], corner[0], corner[axis_stride]};
   }
 };
 
+// Arithmetic is in double for double output, in float for every other.
+template <typename Out>
+using Accumulate = std::conditional_t<std::is_same_v<Out, double>, double, float>;
+
+// `Count` elements that are loaded or stored at once, in up to 16 bytes.
+template <typename T, int Count>
+struct alignas(sizeof(T) * Count < 16 ? sizeof(T) * Count : 16) Pack {
+  T value[Count];
+};
+
+template <typename T>
+constexpr int kPackCount = 16 / sizeof(T);
+
+struct DivMod {
+  int64_t quotient, remainder;
+};
+
+// 32 bits where they do: a 64-bit division is many times slower on a GPU.
+ANCHORNET_HOST_DEVICE inline DivMod divmod(int64_t number, int64_t divisor) {
+  if (((static_cast<uint64_t>(number) | static_cast<uint64_t>(divisor)) >> 32) == 0) {
+    const uint32_t quotient = static_cast<uint32_t>(number) / static_cast<uint32_t>(divisor);
+    return {quotient, number - static_cast<int64_t>(quotient) * divisor};
+  }
+  const int64_t quotient = number / divisor;
+  return {quotient, number - quotient * divisor};
+}
+
 inline std::string text_of(ScalarType type) { return torch::headeronly::toString(type); }
+
+inline bool is_float_type(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
 
 // Throws unless image_index is (M) and top_left (M, 2), both int64 and on the device of `with`.
 inline void check_place_tensors(const char* op, const Tensor& image_index, const Tensor& top_left,
