@@ -6,7 +6,7 @@
 
 #include "ops/patches.h"
 
-namespace anchornet {
+namespace anchornet::patches {
 
 // Strides of the images, in elements, and the layout of the output.
 struct Gather {
@@ -185,4 +185,4 @@ ANCHORNET_HOST_DEVICE inline void gather_pack(const In* images, int64_t image_st
   }
 }
 
-}  // namespace anchornet
+}  // namespace anchornet::patches

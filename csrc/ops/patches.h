@@ -7,7 +7,7 @@
 #include "common/host_device.h"
 #include "common/stable.h"
 
-namespace anchornet {
+namespace anchornet::patches {
 
 // Image number and the patch's top left pixel.
 struct Place {
@@ -132,4 +132,4 @@ inline std::vector<Place> checked_places(const char* op, const Tensor& image_ind
   return places;
 }
 
-}  // namespace anchornet
+}  // namespace anchornet::patches

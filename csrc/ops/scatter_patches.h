@@ -4,7 +4,7 @@
 
 #include "ops/patches.h"
 
-namespace anchornet {
+namespace anchornet::patches {
 
 // A patch of one image, and where it lies there.
 struct Entry {
@@ -189,4 +189,4 @@ ANCHORNET_HOST_DEVICE inline T top_at(const Scatter& s, const Bins& bins, const 
               at.column * base_stride[3]];
 }
 
-}  // namespace anchornet
+}  // namespace anchornet::patches

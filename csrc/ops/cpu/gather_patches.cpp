@@ -8,7 +8,7 @@
 
 #include "common/parallel.h"
 
-namespace anchornet {
+namespace anchornet::patches {
 namespace {
 
 #define ANCHORNET_INLINE [[gnu::always_inline]] inline
@@ -473,4 +473,4 @@ STABLE_TORCH_LIBRARY_IMPL(anchornet_ext, CPU, m) {
   m.impl("gather_patches", TORCH_BOX(&gather_patches));
 }
 
-}  // namespace anchornet
+}  // namespace anchornet::patches

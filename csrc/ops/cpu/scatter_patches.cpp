@@ -6,7 +6,7 @@
 
 #include "common/parallel.h"
 
-namespace anchornet {
+namespace anchornet::patches {
 namespace {
 
 // The storage behind Bins.
@@ -206,4 +206,4 @@ STABLE_TORCH_LIBRARY_IMPL(anchornet_ext, CPU, m) {
   m.impl("scatter_patches_onto", TORCH_BOX(&scatter_patches_onto));
 }
 
-}  // namespace anchornet
+}  // namespace anchornet::patches
