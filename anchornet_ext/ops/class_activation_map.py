@@ -104,7 +104,7 @@ def _fake(features: Tensor, weight: Tensor, class_index: Tensor) -> Tensor:
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
     # The gradient of each factor needs only the other one.
     features, weight, class_index = inputs
-    need_features, need_weight, _ = ctx.needs_input_grad
+    need_features, need_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(
         features if need_weight else None, weight if need_features else None, class_index
     )
