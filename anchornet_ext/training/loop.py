@@ -18,6 +18,7 @@ from anchornet_ext.data.loading import Batch, hash_seed
 
 from .average import WeightAverage
 from .checkpoint import load_state, save_state, save_weights
+from .config import StageConfig
 from .distributed import World
 from .run_log import RunLog, format_duration, write_csv
 from .schedule import learning_rate
@@ -385,6 +386,9 @@ def _require_same(before: dict[str, Any], now: dict[str, Any], stage: str) -> No
         return {**{k: v for k, v in values.items() if k != "config"}, **values["config"]}
 
     old, new = flatten(before), flatten(now)
+    # A hyper-parameter that a later version added was at its default before.
+    added = {key: value for key, value in StageConfig().to_dict().items() if key not in old}
+    old = {**added, **old}
     different = [key for key in new if old.get(key) != new[key]]
     if different:
         key = different[0]

@@ -103,9 +103,14 @@ class FocusTask(Task):
         from anchornet_ext.models.localise import localise
         from anchornet_ext.ops import gather_patches
 
-        found = localise(
-            self.anchor, self.preprocessing.normalise(images), self.num_patches, self.iou_threshold
-        )
+        # Not in lower precision: these are to be the patches that inference will find.
+        with torch.autocast(images.device.type, enabled=False):
+            found = localise(
+                self.anchor,
+                self.preprocessing.normalise(images),
+                self.num_patches,
+                self.iou_threshold,
+            )
         patches = gather_patches(
             images,
             found.selection.top_left,
