@@ -279,18 +279,14 @@ class AnchorNet(nn.Module):
 
         The expansion, the pooling and the classifier are linear with nothing in between, so
         Eq. 2 on the 512 expanded channels is `class_weight[n] @ X + (W_fc b_exp)[n]` on the 96.
-        Computed in float64, returned in the parameters' dtype.
         """
-        weight = self.classifier.weight
-        product = weight.double() @ self.expansion.weight.flatten(1).double()
-        return product.to(weight.dtype)
+        return self.classifier.weight @ self.expansion.weight.flatten(1)
 
     @property
     def class_bias(self) -> Tensor:
         """W_fc b_exp + b_fc (N,): logits are `class_weight @ mean(X) + class_bias`."""
         assert self.expansion.bias is not None
-        weight, bias = self.classifier.weight, self.classifier.bias
-        return (weight.double() @ self.expansion.bias.double() + bias.double()).to(weight.dtype)
+        return self.classifier.weight @ self.expansion.bias + self.classifier.bias
 
     @torch.no_grad()
     def fold(self) -> FoldedAnchorNet:
@@ -313,8 +309,12 @@ class AnchorNet(nn.Module):
                 _fold_batch_norm(source, target)
             elif isinstance(target, SqueezeExcitation):
                 target.load_state_dict(sources[name].state_dict())
-        folded.classifier.weight.copy_(self.class_weight)
-        folded.classifier.bias.copy_(self.class_bias)
+        assert self.expansion.bias is not None
+        expansion = self.expansion.weight.flatten(1).double()
+        folded.classifier.weight.copy_(weight.double() @ expansion)
+        folded.classifier.bias.copy_(
+            weight.double() @ self.expansion.bias.double() + self.classifier.bias.double()
+        )
         return folded.eval().to(memory_format=torch.channels_last)
 
 
