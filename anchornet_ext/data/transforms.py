@@ -20,6 +20,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from .crop_geometry import CropGeometry, centre_crop_geometry
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -119,20 +121,16 @@ class Preprocessing:
         Returns:
             uint8 (3, crop_size, crop_size).
         """
-        height, width = image.shape[-2:]
-        # As torchvision: the long side is truncated, the crop's corner rounded.
-        if height <= width:
-            new_height = self.resize_size
-            new_width = max(self.resize_size, int(self.resize_size * width / height))
-        else:
-            new_width = self.resize_size
-            new_height = max(self.resize_size, int(self.resize_size * height / width))
+        geometry = self.geometry(image.shape[-2], image.shape[-1])
         resized = _resize(
-            image, (new_height, new_width), _INTERPOLATIONS[self.interpolation], self.antialias
+            image, geometry.resized_size, _INTERPOLATIONS[self.interpolation], self.antialias
         )
-        top = round((new_height - self.crop_size) / 2)
-        left = round((new_width - self.crop_size) / 2)
+        top, left = geometry.top_left
         return resized[:, top : top + self.crop_size, left : left + self.crop_size]
+
+    def geometry(self, height: int, width: int) -> CropGeometry:
+        """Where the crop lies in a photo of `height` x `width` pixels."""
+        return centre_crop_geometry((height, width), self.resize_size, self.crop_size)
 
     def normalise(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """(images / 255 - mean) / std for uint8 (or float in 0..255) images (..., 3, H, W)."""
