@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -181,6 +182,10 @@ class OrderedBatches(Sampler[list[int]]):
             yield list(self._indices[begin : begin + self._batch])
 
 
+def _can_fork() -> bool:
+    return "fork" in multiprocessing.get_all_start_methods()
+
+
 def _as_is(batch: Any) -> Any:
     return batch
 
@@ -199,6 +204,9 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
+        # DataLoader draws a seed for its workers when it starts them, which a resumed run does at
+        # another epoch; drawn from the global stream, that would shift dropout and mixup.
+        generator=torch.Generator(),
         # "fork" shares a cache of decoded photos; "spawn" would send it to every worker.
-        multiprocessing_context="fork" if workers > 0 else None,
+        multiprocessing_context="fork" if workers > 0 and _can_fork() else None,
     )

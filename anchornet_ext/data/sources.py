@@ -20,7 +20,7 @@ from .transforms import to_uint8_tensor
 _BLOCK_BYTES = 64 * 2**20
 
 
-class UnreadableImage(Exception):
+class UnreadableImage(OSError):
     """A photo that does not decode; the message is its path and the reason."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import platform
 import shlex
@@ -180,18 +181,35 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"{flag} must be {wanted}, not {value}")
 
     if args.workers is None:
-        args.workers = min(8, len(os.sched_getaffinity(0)))
+        args.workers = min(8, _usable_cores())
     need(args.workers >= 0, "--workers", "at least 0", args.workers)
     need(args.threads is None or args.threads >= 1, "--threads", "at least 1", args.threads)
     side = args.cache_short_side
     need(side is None or side >= 1, "--cache-short-side", "at least 1", side)
     need(args.num_patches >= 1, "--num-patches", "at least 1", args.num_patches)
+    overlap = args.iou_threshold
+    need(0 <= overlap <= 1, "--iou-threshold", "within [0, 1]", overlap)
     need(args.log_interval >= 0, "--log-interval", "at least 0", args.log_interval)
     need(0 <= args.seed < 2**63, "--seed", "at least 0 and below 2^63", args.seed)
     if args.resume and args.overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {str(args.out)!r} is not a folder")
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _digest(samples: Samples) -> str:
+    """Of the photos' names and classes, not of where their folder lies."""
+    names = (
+        f"{label}/{Path(path).name}"
+        for path, label in zip(samples.paths, samples.labels, strict=True)
+    )
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _recipe(args: argparse.Namespace, train: Samples) -> Recipe:
@@ -266,6 +284,7 @@ def _train(
             **_identity(recipe),
             "seed": recipe.seed,
             "training images": len(train),
+            "names of the training images": _digest(train),
             "num_patches": recipe.num_patches,
             "iou_threshold": recipe.iou_threshold,
         }
@@ -286,13 +305,17 @@ def _open(args: argparse.Namespace, samples: Samples, name: str, log: RunLog) ->
     if not args.cache:
         return Photos(FileSource(samples.paths, args.cache_short_side), samples)
     log.begin(f"decoding {name}", len(samples))
-    source = CachedSource(
-        samples.paths,
-        args.cache_short_side,
-        threads=torch.get_num_threads(),
-        on_progress=log.update,
-    )
-    log.end()
+    try:
+        source = CachedSource(
+            samples.paths,
+            args.cache_short_side,
+            threads=torch.get_num_threads(),
+            on_progress=log.update,
+        )
+    except MemoryError as error:
+        raise ValueError(str(error)) from error
+    finally:
+        log.end()
     for reason in source.unreadable.values():
         log.line(f"skipped an unreadable image: {reason}")
     return Photos(source, samples)
@@ -306,6 +329,10 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _record(
@@ -323,7 +350,7 @@ def _record(
     log.line(", ".join(f"{name} {number}" for name, number in versions.items()))
     log.line(
         f"{train_count} training and {val_count} validation images of {recipe.num_classes} "
-        f"classes; {world.size} process(es) on {world.device.type}, "
+        f"classes; {world.size} process(es) on {_device_name(world.device)}, "
         f"{torch.get_num_threads()} threads, {recipe.workers} workers"
     )
     if not world.is_main:

@@ -200,7 +200,8 @@ class Trainer:
         _require_same(state["identity"], self.identity, self.task.name)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where it was off; resuming in fp16 begins with a fresh one
+            self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
             self.average.updates = state["average_updates"]
@@ -387,9 +388,8 @@ def _require_same(before: dict[str, Any], now: dict[str, Any], stage: str) -> No
 
     old, new = flatten(before), flatten(now)
     # A hyper-parameter that a later version added was at its default before.
-    added = {key: value for key, value in StageConfig().to_dict().items() if key not in old}
-    old = {**added, **old}
-    different = [key for key in new if old.get(key) != new[key]]
+    old = {**StageConfig().to_dict(), **old}
+    different = [key for key in new if key in old and old[key] != new[key]]
     if different:
         key = different[0]
         raise ValueError(

@@ -20,7 +20,14 @@ from anchornet_ext.data.loading import (
 )
 from anchornet_ext.data.sources import ImageSource
 from anchornet_ext.data.transforms import Preprocessing, TrainTransform
-from anchornet_ext.models import AnchorNet, FoldedAnchorNet, build_backbone, require_input_size
+from anchornet_ext.models import (
+    AnchorNet,
+    FoldedAnchorNet,
+    build_backbone,
+    localise,
+    require_input_size,
+)
+from anchornet_ext.ops import gather_patches
 
 from .checkpoint import load_weights
 from .config import STAGES, StageConfig
@@ -100,9 +107,6 @@ class FocusTask(Task):
     iou_threshold: float
 
     def inputs(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        from anchornet_ext.models.localise import localise
-        from anchornet_ext.ops import gather_patches
-
         # Not in lower precision: these are to be the patches that inference will find.
         with torch.autocast(images.device.type, enabled=False):
             found = localise(
@@ -115,8 +119,8 @@ class FocusTask(Task):
             images,
             found.selection.top_left,
             self.anchor.patch_size,
-            mean=images.new_tensor(self.preprocessing.mean, dtype=torch.float32),
-            std=images.new_tensor(self.preprocessing.std, dtype=torch.float32),
+            mean=self.preprocessing.mean,
+            std=self.preprocessing.std,
             dtype=torch.float32,
         )
         return patches, labels.repeat_interleave(self.num_patches)
@@ -167,6 +171,13 @@ def require_stages(recipe: Recipe, stages: Sequence[str], world: World) -> None:
             f"{patch_size} pixels"
         )
     if "focus" in stages:
+        side = (recipe.preprocessing.crop_size - patch_size) // AnchorNet.stride + 1
+        if recipe.num_patches > side * side:
+            raise ValueError(
+                f"--num-patches {recipe.num_patches} is too many: AnchorNet's map of a crop of "
+                f"{recipe.preprocessing.crop_size} pixels has {side} x {side} places, at most "
+                f"{side * side} patches"
+            )
         if "anchor" not in stages and not recipe.best("anchor").is_file():
             raise ValueError(
                 f"stage focus needs a trained AnchorNet, and {str(recipe.run)!r} has none: "

@@ -57,6 +57,19 @@ def test_batches_depend_on_seed_and_epoch_alone(photos: Path) -> None:
     assert not same(first, train_batches(folder, seed=1))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_global_random_stream_alone(photos: Path, workers: int) -> None:
+    samples = scan(photos / "train")
+    training = TrainPhotos(
+        FileSource(samples.paths), samples.labels, TrainTransform(AUGMENTATION), 0
+    )
+    loader = make_loader(training, ShuffledBatches(len(samples), 5, 0), workers)
+    before = torch.get_rng_state()
+    for _ in range(2):
+        assert len(list(loader)) == 4
+        assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_an_epoch_visits_each_photo_once_in_a_new_order() -> None:
     order = ShuffledBatches(20, 5, seed=3)
     visits = []

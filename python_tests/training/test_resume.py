@@ -99,5 +99,11 @@ def test_resuming_a_finished_run_changes_nothing(
     changed = anchornet(*common, "--resume", "--anchor-lr", 0.5)
     assert changed.returncode == 2
     assert "begun with lr = 0.02 and cannot be resumed with 0.5" in changed.stderr
+    photo = photos / "train" / "ant" / "0.png"
+    moved = photo.rename(photo.with_name("renamed.png"))
+    other = anchornet(*common, "--resume")
+    moved.rename(photo)
+    assert other.returncode == 2
+    assert "names of the training images" in other.stderr
     assert anchornet(*common, "--overwrite", "--anchor-lr", 0.5).returncode == 0
     assert path.read_bytes() != before[0]
