@@ -11,6 +11,8 @@ import torch
 import torchvision
 from torch import nn
 
+from ._meta import meta_images, meta_twin
+
 #: Networks that train with auxiliary classifiers, which would make their output a tuple.
 _WITH_AUXILIARY = ("googlenet", "inception_v3")
 
@@ -57,19 +59,14 @@ def require_input_size(model: nn.Module, size: int | tuple[int, int], in_channel
             embeddings, for example), with its own error chained.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    state = {
-        key: torch.empty_like(value, device="meta")
-        for key, value in (*model.named_parameters(), *model.named_buffers())
-    }
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    images = torch.empty(2, in_channels, height, width, dtype=dtype, device="meta")
+    twin = meta_twin(model)
     try:
         with torch.no_grad():
-            torch.func.functional_call(model, state, (images,))
+            twin(meta_images(twin, (1, in_channels, height, width)))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"{type(model).__name__} does not take images of {in_channels}x{height}x{width}: "
+            f"{type(twin).__name__} does not take images of {in_channels}x{height}x{width}: "
             f"{reason[0]}"
         ) from error
 
