@@ -150,38 +150,39 @@ ANCHORNET_HOST_DEVICE inline void gather_pack(const In* images, int64_t image_st
     return images + place.image * image_stride + place.row * row_stride +
            place.column * column_stride;
   };
-  const In* patch = origin(m);
-  Pack<In, Count> loaded{};
   const int64_t count = total - start < Count ? total - start : Count;
-  const In* first = patch + i0 * walk.stride[0] + i1 * walk.stride[1] + i2 * walk.stride[2];
+  const In* patch = origin(m);
+  const In* from = patch + i0 * walk.stride[0] + i1 * walk.stride[1] + i2 * walk.stride[2];
   const bool one_run = count == Count && walk.stride[2] == 1 && i2 + Count <= walk.size[2];
-  const bool at_once =
-      one_run && reinterpret_cast<uintptr_t>(first) % alignof(Pack<In, Count>) == 0;
-  if (at_once) loaded = *reinterpret_cast<const Pack<In, Count>*>(first);
+  const bool at_once = one_run && reinterpret_cast<uintptr_t>(from) % alignof(Pack<In, Count>) == 0;
+  Pack<In, Count> loaded{};
+  if (at_once) loaded = *reinterpret_cast<const Pack<In, Count>*>(from);
 #ifdef __CUDA_ARCH__
 #pragma unroll
 #endif
   for (int j = 0; j < Count; ++j) {
     if (j >= count) break;
-    const In x = at_once ? loaded.value[j]
-                         : patch[i0 * walk.stride[0] + i1 * walk.stride[1] + i2 * walk.stride[2]];
+    const In x = at_once ? loaded.value[j] : *from;
     if (mean == nullptr) {
       pack.value[j] = convert<Out>(x);
     } else {
       const int64_t channel = walk.channel_is_outer ? i0 : i2 % walk.channels;
       pack.value[j] = static_cast<Out>(normalise(x, mean[channel], std[channel]));
     }
-    if (++i2 == walk.size[2]) {
-      i2 = 0;
-      if (++i1 == walk.size[1]) {
-        i1 = 0;
-        if (++i0 == walk.size[0]) {
-          i0 = 0;
-          // Past the last patch there is no place to look up.
-          if (++m, j + 1 < count) patch = origin(m);
-        }
+    if (++i2 < walk.size[2]) {
+      from += walk.stride[2];
+      continue;
+    }
+    i2 = 0;
+    if (++i1 == walk.size[1]) {
+      i1 = 0;
+      if (++i0 == walk.size[0]) {
+        i0 = 0;
+        // Past the last patch there is no place to look up.
+        if (++m, j + 1 < count) patch = origin(m);
       }
     }
+    from = patch + i0 * walk.stride[0] + i1 * walk.stride[1];
   }
 }
 

@@ -1,0 +1,121 @@
+// gather_patches on CUDA: a thread writes 16 bytes of the dense output. Neighbouring threads write
+// neighbouring bytes and read along the same image rows, so both sides are coalesced; a thread
+// reads its elements at once where they lie side by side at an aligned address.
+#include "ops/gather_patches.h"
+
+#include <limits>
+
+#include "common/cuda.cuh"
+
+namespace anchornet::patches {
+namespace {
+
+constexpr int kThreads = 256;
+
+// What a launch needs that does not depend on the element types.
+struct Launch {
+  Walk walk;
+  Bounds bounds;
+  PlaceTable table;
+  int64_t image_stride, row_stride, column_stride, total;
+};
+
+template <typename Out, typename In>
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(const In* images, Launch launch, const Accumulate<Out>* mean,
+                  const Accumulate<Out>* std, Out* patches) {
+  constexpr int kCount = kPackCount<Out>;
+  const int64_t start = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kCount;
+  if (start >= launch.total) return;
+  const auto place = [&](int64_t m) { return clamp_place(launch.table[m], launch.bounds); };
+  Pack<Out, kCount> pack{};
+  gather_pack<Out, In>(images, launch.image_stride, launch.row_stride, launch.column_stride,
+                       launch.walk, place, mean, std, start, launch.total, pack);
+  if (start + kCount <= launch.total) {
+    *reinterpret_cast<Pack<Out, kCount>*>(patches + start) = pack;
+  } else {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      if (start + j < launch.total) patches[start + j] = pack.value[j];
+    }
+  }
+}
+
+template <typename Out, typename In>
+void launch_gather(const Launch& launch, const Tensor& images, const std::optional<Tensor>& mean,
+                   const std::optional<Tensor>& std, const Tensor& patches) {
+  constexpr int64_t kBlock = kThreads * kPackCount<Out>;
+  const int64_t blocks = (launch.total + kBlock - 1) / kBlock;
+  STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "gather_patches: ", launch.total,
+                  " elements are more than one launch can write");
+  using Statistic = Accumulate<Out>;
+  gather_kernel<Out, In><<<static_cast<unsigned>(blocks), kThreads, 0, current_stream(images)>>>(
+      images.const_data_ptr<In>(), launch, mean ? mean->const_data_ptr<Statistic>() : nullptr,
+      std ? std->const_data_ptr<Statistic>() : nullptr, patches.mutable_data_ptr<Out>());
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <typename In, typename... Arguments>
+void launch_from(ScalarType to, const Arguments&... arguments) {
+  switch (to) {
+    case ScalarType::Byte:  // from uint8 only, see plan_gather
+      if constexpr (std::is_same_v<In, uint8_t>) launch_gather<uint8_t, In>(arguments...);
+      return;
+    case ScalarType::Float:
+      return launch_gather<float, In>(arguments...);
+    case ScalarType::Double:
+      return launch_gather<double, In>(arguments...);
+    case ScalarType::Half:
+      return launch_gather<Half, In>(arguments...);
+    default:
+      return launch_gather<BFloat16, In>(arguments...);
+  }
+}
+
+template <typename... Arguments>
+void launch_any(ScalarType from, ScalarType to, const Arguments&... arguments) {
+  switch (from) {
+    case ScalarType::Byte:
+      return launch_from<uint8_t>(to, arguments...);
+    case ScalarType::Float:
+      return launch_from<float>(to, arguments...);
+    case ScalarType::Double:
+      return launch_from<double>(to, arguments...);
+    case ScalarType::Half:
+      return launch_from<Half>(to, arguments...);
+    default:
+      return launch_from<BFloat16>(to, arguments...);
+  }
+}
+
+// Contiguous, in the type of the arithmetic; as it is where it is so already.
+std::optional<Tensor> statistic(const std::optional<Tensor>& values, ScalarType dtype) {
+  if (!values) return std::nullopt;
+  const bool wide = dtype == ScalarType::Double;
+  return torch::stable::contiguous(
+      torch::stable::to(*values, wide ? ScalarType::Double : ScalarType::Float));
+}
+
+Tensor gather_patches(Tensor images, Tensor image_index, Tensor top_left, int64_t patch_height,
+                      int64_t patch_width, std::optional<Tensor> mean, std::optional<Tensor> std,
+                      ScalarType dtype, bool channels_last) {
+  const Gather gather = plan_gather(images, image_index, top_left, patch_height, patch_width, mean,
+                                    std, dtype, channels_last);
+  const auto guard = device_guard(images);
+  Tensor patches = empty_patches(gather, images, dtype);
+  if (patches.numel() == 0) return patches;
+  const Launch launch{plan_walk(gather),   gather.bounds,     place_table(image_index, top_left),
+                      gather.image_stride, gather.row_stride, gather.column_stride,
+                      patches.numel()};
+  launch_any(images.scalar_type(), dtype, launch, images, statistic(mean, dtype),
+             statistic(std, dtype), patches);
+  return patches;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(anchornet_ext, CUDA, m) {
+  m.impl("gather_patches", TORCH_BOX(&gather_patches));
+}
+
+}  // namespace anchornet::patches
