@@ -43,7 +43,9 @@ def decode(path: str, max_short_side: int | None = None) -> Tensor:
     try:
         image = to_uint8_tensor(read_photo(path))
     except Exception as error:  # decoders raise anything from OSError to struct.error
-        raise UnreadableImage(f"{path}: {error}") from error
+        reason = str(error) or type(error).__name__
+        named = reason if path in reason else f"{path}: {reason}"
+        raise UnreadableImage(named) from error
     height, width = image.shape[-2:]
     short = min(height, width)
     if max_short_side is None or short <= max_short_side:

@@ -53,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--val-fraction", type=float, metavar="X", help="share of each class held out, by --seed"
     )
     data.add_argument(
-        "--cache", action="store_true", help="decode every photo once and keep it in memory"
+        "--cache",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="decode every photo once and keep it in memory",
     )
     data.add_argument(
         "--cache-short-side",
@@ -317,7 +320,7 @@ def _open(args: argparse.Namespace, samples: Samples, name: str, log: RunLog) ->
     finally:
         log.end()
     for reason in source.unreadable.values():
-        log.line(f"skipped an unreadable image: {reason}")
+        log.once(f"skipped an unreadable image: {reason}")
     return Photos(source, samples)
 
 

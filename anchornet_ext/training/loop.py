@@ -160,7 +160,6 @@ class Trainer:
         self.average = WeightAverage(self.model, task.config.ema) if task.config.ema > 0 else None
         self.progress = _Progress()
         self.identity = {"config": task.config.to_dict(), **identity}
-        self._reported: set[str] = set()
         self._restore()
         self.train_model: Any = self.model
         if world.size > 1:
@@ -299,9 +298,7 @@ class Trainer:
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         for reason in batch.unreadable:
-            if reason not in self._reported:
-                self._reported.add(reason)
-                self.log.line(f"skipped an unreadable image: {reason}")
+            self.log.once(f"skipped an unreadable image: {reason}")
         images = batch.images.to(self.device, non_blocking=True)
         if not self.options.channels_last:
             images = images.contiguous()

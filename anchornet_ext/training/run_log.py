@@ -59,6 +59,7 @@ class RunLog:
         self._begun = 0.0
         self._last_line = 0.0
         self._writers: dict[str, Any] = {}
+        self._said: set[str] = set()
         self._tensorboard = tensorboard and enabled
         if self._tensorboard:
             try:
@@ -81,6 +82,12 @@ class RunLog:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S")
             self._file.write(f"{stamp} {text}\n")
             self._file.flush()
+
+    def once(self, text: str) -> None:
+        """The same, but only the first time for each text."""
+        if text not in self._said:
+            self._said.add(text)
+            self.line(text)
 
     def begin(self, name: str, total: int) -> None:
         """A piece of work of `total` steps begins."""
