@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from ._meta import meta_images, meta_twin
+from anchornet_ext._meta import meta_images, meta_twin
 
 #: Networks that train with auxiliary classifiers, which would make their output a tuple.
 _WITH_AUXILIARY = ("googlenet", "inception_v3")

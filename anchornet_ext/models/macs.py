@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ._meta import meta_images, meta_twin
+from anchornet_ext._meta import meta_images, meta_twin
 
 
 def count_macs(module: nn.Module, input_size: Sequence[int]) -> int:
@@ -45,4 +45,5 @@ def count_macs(module: nn.Module, input_size: Sequence[int]) -> int:
             f"{type(twin).__name__} does not take images of {channels}x{height}x{width}: "
             f"{reason[0]}"
         ) from error
-    return counter.get_total_flops() // 2
+    flops: int = counter.get_total_flops()
+    return flops // 2
