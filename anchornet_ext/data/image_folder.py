@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-#: What is taken for a photo, whatever the case of its letters.
-EXTENSIONS = frozenset(
-    {
-        *(".jpg", ".jpe", ".jpeg", ".jp2", ".png", ".webp", ".avif", ".bmp", ".gif"),
-        *(".tif", ".tiff", ".ppm", ".pgm", ".pnm"),
-    }
-)
+from .photos import PHOTO_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,9 @@ def photos_below(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in PHOTO_SUFFIXES
+        and not path.name.startswith(".")
+        and path.is_file()
     )
 
 

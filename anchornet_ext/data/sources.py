@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from .photos import read_photo
-from .transforms import to_uint8_tensor
+from .transforms import MAX_ASPECT_RATIO, to_uint8_tensor
 
 # Photos are packed into blocks of this many bytes: few Python objects, so that forked workers
 # share the pages instead of copying them when reference counts change.
@@ -48,6 +48,8 @@ def decode(path: str, max_short_side: int | None = None) -> Tensor:
         raise UnreadableImage(named) from error
     height, width = image.shape[-2:]
     short = min(height, width)
+    if max(height, width) > MAX_ASPECT_RATIO * short:
+        raise UnreadableImage(f"{path}: {width} x {height} pixels is a line, not a photo")
     if max_short_side is None or short <= max_short_side:
         return image
     scale = max_short_side / short

@@ -30,6 +30,9 @@ _INTERPOLATIONS = {
     "bilinear": InterpolationMode.BILINEAR,
     "bicubic": InterpolationMode.BICUBIC,
 }
+#: Resized to a given short side, a photo needs memory in proportion to its aspect ratio: a file of
+#: a few kilobytes, one pixel high, could ask for all there is.
+MAX_ASPECT_RATIO = 200
 AUGMENTATIONS = ("none", "randaugment", "trivialaugment")
 
 
@@ -120,7 +123,15 @@ class Preprocessing:
 
         Returns:
             uint8 (3, crop_size, crop_size).
+
+        Raises:
+            ValueError: the image is over MAX_ASPECT_RATIO times as long as it is short.
         """
+        short, long = sorted(image.shape[-2:])
+        if long > MAX_ASPECT_RATIO * short:
+            raise ValueError(
+                f"an image of {image.shape[-1]} x {image.shape[-2]} pixels is a line, not a photo"
+            )
         geometry = self.geometry(image.shape[-2], image.shape[-1])
         resized = _resize(
             image, geometry.resized_size, _INTERPOLATIONS[self.interpolation], self.antialias

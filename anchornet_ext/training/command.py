@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,9 @@ def _digest(samples: Samples) -> str:
 
 
 def _recipe(args: argparse.Namespace, train: Samples) -> Recipe:
+    configs = {stage: stage_config(args, stage) for stage in STAGES}
+    for stage in ("anchor", "focus"):
+        configs[stage] = replace(configs[stage], size=args.crop_size)
     return Recipe(
         run=args.out,
         backbone=args.backbone,
@@ -225,7 +229,7 @@ def _recipe(args: argparse.Namespace, train: Samples) -> Recipe:
         preprocessing=Preprocessing(resize_size=args.resize_size, crop_size=args.crop_size),
         num_patches=args.num_patches,
         iou_threshold=args.iou_threshold,
-        configs={stage: stage_config(args, stage) for stage in STAGES},
+        configs=configs,
         seed=args.seed,
         workers=args.workers,
     )

@@ -33,7 +33,9 @@ class StageConfig:
 
     epochs: int = _option(100, "passes over the training images")
     batch: int = _option(256, "network inputs in one step, over all processes")
-    size: int = _option(224, "side in pixels of the network's input")
+    size: int = _option(
+        224, "side in pixels of the network's input (in anchor and focus: of the crop)"
+    )
     optimizer: str = _option("sgd", "optimiser", OPTIMIZERS)
     lr: float = _option(0.1, "learning rate after the warm-up")
     schedule: str = _option("cosine", "how the learning rate falls", SCHEDULES)

@@ -268,7 +268,9 @@ def _build_data(
         log.line(f"only {count} training images: one step of {images_per_step} an epoch")
     order = ShuffledBatches(count, images_per_step, recipe.seed, world.rank, world.size)
     transform = TrainTransform(
-        config.augmentation(preprocessing.crop_size), fill=preprocessing.mean
+        # The size of a glance is that of the resized crop, which stays --crop-size.
+        config.augmentation(preprocessing.crop_size),
+        fill=preprocessing.mean,
     )
     pin = world.device.type == "cuda"
     train_photos = TrainPhotos(train.source, train.samples.labels, transform, recipe.seed)

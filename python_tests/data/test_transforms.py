@@ -59,6 +59,11 @@ def test_preprocessing_takes_an_image_or_its_tensor() -> None:
         preprocessing("photo.jpg")  # type: ignore[arg-type]
 
 
+def test_a_line_is_not_a_photo() -> None:
+    with pytest.raises(ValueError, match="10001 x 50"):
+        Preprocessing()(torch.zeros(3, 50, 10001, dtype=torch.uint8))
+
+
 def test_normalise_is_per_channel_and_leaves_its_input() -> None:
     preprocessing = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
     images = torch.full((2, 3, 4, 4), 51.0)

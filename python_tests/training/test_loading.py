@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from anchornet_ext.data import sources
 from anchornet_ext.data.image_folder import scan
@@ -155,6 +156,15 @@ def test_a_photo_that_went_missing_is_unreadable(tmp_path: Path) -> None:
     )
     with pytest.raises(UnreadableImage, match="no training image"):
         photos.__getitems__([(0, 0)])
+
+
+def test_a_photo_that_is_a_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "line.png"
+    Image.new("RGB", (4001, 20)).save(path)
+    with pytest.raises(UnreadableImage, match=r"line\.png: 4001 x 20 pixels"):
+        FileSource([str(path)]).load(0)
+    Image.new("RGB", (20, 4000)).save(path)
+    assert FileSource([str(path)]).load(0).shape == (3, 4000, 20)
 
 
 def test_validation_photos_are_what_inference_sees(photos: Path) -> None:

@@ -185,6 +185,18 @@ def test_mixed_precision_trains_in_it(photos: Path, tmp_path: Path, amp: str) ->
     assert not torch.equal(weight, before)
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_a_gpu_trains_as_the_cpu_does(photos: Path, tmp_path: Path, amp: str) -> None:
+    gpu = fit(photos, tmp_path / "gpu", world=World(0, 1, torch.device("cuda", 0)), amp=amp)
+    cpu = fit(photos, tmp_path / "cpu")
+    rtol = 1e-3 if amp == "off" else 5e-2
+    for row, expected in zip(gpu.progress.rows, cpu.progress.rows, strict=True):
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=rtol)
+        assert row["val_loss"] == pytest.approx(expected["val_loss"], rel=rtol)
+
+
 def test_amp_defaults() -> None:
     assert autocast_dtype("auto", torch.device("cpu")) is None
     assert autocast_dtype("auto", torch.device("cuda")) in (torch.bfloat16, torch.float16)
