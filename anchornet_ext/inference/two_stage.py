@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.models import AnchorNet, FoldedAnchorNet
+from anchornet_ext.models.macs import count_macs
 
 if TYPE_CHECKING:
     from .early_exit import Classification
@@ -150,8 +151,6 @@ class TwoStageClassifier(nn.Module):
         Args:
             image_size: (H, W) in pixels; None is the preprocessing's crop.
         """
-        from anchornet_ext.models.macs import count_macs
-
         if image_size is None:
             image_size = (self.preprocessing.crop_size, self.preprocessing.crop_size)
         if image_size not in self._macs:

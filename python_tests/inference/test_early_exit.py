@@ -1,0 +1,311 @@
+"""Algorithm 1 for a batch: equal to the plain one image at a time, and computing no more."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from tiny_networks import CLASSES, noise, tiny_classifier
+from torch import Tensor, nn
+
+from anchornet_ext.inference import TwoStageClassifier
+from anchornet_ext.inference.early_exit import Classification
+from anchornet_ext.reference.early_exit import Exit, classify_image, sequential_inference
+
+NEVER, ALWAYS = 2.0, -1.0
+
+
+def reference(
+    model: TwoStageClassifier, images: Tensor, thresholds: tuple[float, ...]
+) -> list[Exit]:
+    return [
+        classify_image(
+            image,
+            model.anchor,
+            model.glance,
+            model.focus,
+            thresholds=thresholds,
+            glance_size=model.glance_size,
+            iou_threshold=model.iou_threshold,
+            criterion=model.criterion,
+        )
+        for image in images
+    ]
+
+
+def assert_equal_to_reference(
+    model: TwoStageClassifier, got: Classification, expected: list[Exit]
+) -> None:
+    assert got.exit_step.tolist() == [one.exit_step for one in expected]
+    assert got.label.tolist() == [one.label for one in expected]
+    for b, one in enumerate(expected):
+        used = one.exit_step
+        torch.testing.assert_close(got.probabilities[b], one.probabilities)
+        torch.testing.assert_close(got.confidence[b, :used].tolist(), one.confidence)
+        assert got.confidence[b, used:].isnan().all()
+        assert (got.step_label[b, used:] == -1).all()
+        assert int(got.step_label[b, used - 1]) == one.label
+        assert got.top_left[b, : used - 1].tolist() == [list(place) for place in one.top_left]
+        assert (got.top_left[b, used - 1 :] == -1).all()
+
+
+thresholds_between = st.one_of(
+    st.floats(0.2, 1.0), st.sampled_from([NEVER, ALWAYS, math.inf, -math.inf, 0.0, 1.0])
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_batched_equals_one_by_one(data: st.DataObject) -> None:
+    # In float64, so that how a library sums a batch cannot move an image over a threshold.
+    num_patches = data.draw(st.integers(1, 4), "num_patches")
+    model = tiny_classifier(
+        data.draw(st.integers(0, 3), "weights"),
+        dtype=torch.float64,
+        num_patches=num_patches,
+        glance_size=data.draw(st.sampled_from([40, 95]), "glance_size"),
+        iou_threshold=data.draw(
+            st.one_of(
+                st.floats(0.05, 0.9),
+                st.lists(st.floats(0.05, 0.9), min_size=num_patches, max_size=num_patches),
+            ),
+            "iou_threshold",
+        ),
+        criterion=data.draw(st.sampled_from(["logits", "probabilities"]), "criterion"),
+    )
+    size = data.draw(st.tuples(st.integers(95, 130), st.integers(95, 130)), "size")
+    images = noise(
+        data.draw(st.integers(0, 6), "batch"), size, data.draw(st.integers(0, 99)), torch.float64
+    )
+    if data.draw(st.booleans(), "channels_last"):
+        images = images.contiguous(memory_format=torch.channels_last)
+    thresholds = tuple(
+        data.draw(
+            st.lists(thresholds_between, min_size=num_patches, max_size=num_patches), "thresholds"
+        )
+    )
+    expected = reference(model, images, thresholds)
+    for one in expected:
+        for confidence, threshold in zip(one.confidence, thresholds, strict=False):
+            assume(abs(confidence - threshold) > 1e-9)
+    got = model.classify(images, thresholds)
+    assert_equal_to_reference(model, got, expected)
+
+    order = torch.tensor(data.draw(st.permutations(range(len(images))), "order"), dtype=torch.long)
+    permuted = model.classify(images[order], thresholds)
+    assert torch.equal(permuted.exit_step, got.exit_step[order])
+    assert torch.equal(permuted.label, got.label[order])
+    assert torch.equal(permuted.top_left, got.top_left[order])
+    assert torch.equal(permuted.macs, got.macs[order])
+    torch.testing.assert_close(permuted.confidence, got.confidence[order], equal_nan=True)
+
+
+class Counts:
+    """How many images each network really sees."""
+
+    def __init__(self, model: TwoStageClassifier) -> None:
+        self.seen: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        first_layers: dict[str, nn.Module] = {
+            "anchor": model.anchor.stem,
+            "glance": model.glance,
+            "focus": model.focus,
+        }
+        for name, module in first_layers.items():
+            module.register_forward_pre_hook(self._counter(name))
+
+    def _counter(self, name: str) -> Any:
+        def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.seen[name] += len(inputs[0])
+            self.calls[name] += 1
+
+        return count
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("criterion", ["logits", "probabilities"])
+def test_exits_are_real(folded: bool, criterion: Any) -> None:
+    model = tiny_classifier(1, criterion=criterion)
+    model = model.fold() if folded else model
+    images = noise(24, (120, 128), seed=3)
+    model.macs_per_exit((120, 128))  # counted once, by running the networks
+    # Thresholds in the middle of what comes so far, so that some leave at every exit.
+    confidence = model.classify(images, exit_at=5).confidence[:, :4]
+    thresholds: list[float] = []
+    remaining = torch.ones(24, dtype=torch.bool)
+    for step in range(4):
+        thresholds.append(float(confidence[remaining, step].quantile(0.7)))
+        remaining &= confidence[:, step] <= thresholds[-1]
+    counts = Counts(model)
+    got = model.classify(images, thresholds)
+    left_at = Counter(got.exit_step.tolist())
+    assert set(left_at) == {1, 2, 3, 4, 5}
+    assert counts.seen["glance"] == 24
+    assert counts.seen["anchor"] == 24 - left_at[1]
+    assert counts.seen["focus"] == sum((step - 1) * count for step, count in left_at.items())
+    costs = model.macs_per_exit((120, 128))
+    assert got.macs.tolist() == [costs[step - 1] for step in got.exit_step.tolist()]
+    assert got.full_macs == costs[-1]
+    assert got.anchor_ran.tolist() == (got.exit_step > 1).nonzero()[:, 0].tolist()
+    assert got.activation_map.shape == (24 - left_at[1], 4, 5)
+    assert ((got.anchor_label >= 0) == (got.exit_step > 1)).all()
+
+
+@pytest.mark.parametrize("exit_at", [1, 2, 3, 4, 5])
+def test_exit_at_computes_just_so_far(exit_at: int) -> None:
+    model = tiny_classifier()
+    images = noise(4, (112, 112), seed=4)
+    model.macs_per_exit((112, 112))
+    counts = Counts(model)
+    got = model.classify(images, exit_at=exit_at)
+    assert got.exit_step.tolist() == [exit_at] * 4
+    assert (
+        counts.seen
+        == Counter(glance=4, anchor=4 * (exit_at > 1), focus=4 * (exit_at - 1)) - Counter()
+    )
+    summed = model.anytime_logits(images)[exit_at - 1]
+    torch.testing.assert_close(got.probabilities, summed.softmax(dim=1))
+
+
+def test_everybody_leaves_at_the_glance_when_the_threshold_is_below_zero() -> None:
+    model = tiny_classifier()
+    model.macs_per_exit((100, 100))
+    counts = Counts(model)
+    got = model.classify(noise(3, (100, 100), seed=5), (ALWAYS, NEVER, NEVER, NEVER))
+    assert got.exit_step.tolist() == [1, 1, 1]
+    assert counts.calls == {"glance": 1}
+    assert got.activation_map.shape == (0, 1, 1)
+    assert got.anchor_ran.tolist() == []
+
+
+def test_an_empty_batch_runs_nothing() -> None:
+    model = tiny_classifier()
+    model.macs_per_exit((100, 100))
+    counts = Counts(model)
+    got = model.classify(noise(0, (100, 100), seed=0), (0.5,) * 4)
+    assert not counts.calls
+    assert got.label.shape == (0,)
+    assert got.probabilities.shape == (0, CLASSES)
+    assert got.confidence.shape == (0, 5)
+    assert got.top_left.shape == (0, 4, 2)
+    assert got.macs.shape == (0,)
+
+
+@pytest.mark.parametrize(("size", "locations"), [((95, 95), 1), ((95, 103), 2), ((102, 111), 3)])
+def test_images_of_few_locations_end_early(size: tuple[int, int], locations: int) -> None:
+    model = tiny_classifier(dtype=torch.float64)
+    images = noise(2, size, 6, torch.float64)
+    got = model.classify(images, exit_at=5)
+    assert got.exit_step.tolist() == [1 + locations] * 2
+    assert_equal_to_reference(model, got, reference(model, images, (NEVER,) * 4))
+    assert got.full_macs == model.macs_per_exit(size)[locations] == int(got.macs[0])
+    assert len(model.anytime_logits(images)) == 1 + locations
+
+
+def test_the_models_own_thresholds_are_used() -> None:
+    images = noise(3, (104, 104), seed=7)
+    one = tiny_classifier(thresholds=(NEVER, ALWAYS, NEVER, NEVER))
+    assert one.classify(images).exit_step.tolist() == [2, 2, 2]
+    assert one.classify(images, (ALWAYS,) * 4).exit_step.tolist() == [1, 1, 1]
+    assert one.classify(images, exit_at=4).exit_step.tolist() == [4, 4, 4]
+    assert tiny_classifier().classify(images).exit_step.tolist() == [5, 5, 5]
+
+
+def test_folding_changes_rounding_only() -> None:
+    model = tiny_classifier(2)
+    images = noise(6, (128, 120), seed=8)
+    plain, folded = (m.classify(images, exit_at=5) for m in (model, model.fold()))
+    assert torch.equal(plain.top_left, folded.top_left)
+    torch.testing.assert_close(plain.confidence, folded.confidence, rtol=1e-4, atol=1e-5)
+    assert (plain.macs > folded.macs).all()
+
+
+def test_training_mode_is_left_alone_but_not_used() -> None:
+    model = tiny_classifier()
+    expected = model.classify(noise(2, (100, 100), seed=9)).probabilities
+    model.train()
+    model.focus.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    got = model.classify(noise(2, (100, 100), seed=9)).probabilities
+    assert torch.equal(got, expected)
+    assert not got.requires_grad
+    assert model.anchor.training and model.glance.training and not model.focus.training  # noqa: PT018
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "exit_at", "message"),
+    [
+        ((0.5, 0.5), None, "need 4 thresholds, got 2"),
+        ((0.5, math.nan, 0.5, 0.5), None, "NaN"),
+        (None, 0, "exit_at must be 1 to 5, got 0"),
+        (None, 6, "exit_at must be 1 to 5, got 6"),
+        ((0.5,) * 4, 2, "not both"),
+    ],
+)
+def test_wrong_exits_are_refused(thresholds: Any, exit_at: int | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_classifier().classify(noise(1, (95, 95), seed=0), thresholds, exit_at)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.zeros(3, 100, 100), ValueError, r"\(3, 100, 100\)"),
+        (torch.zeros(1, 1, 100, 100), ValueError, r"\(1, 1, 100, 100\)"),
+        (torch.zeros(1, 3, 94, 100), ValueError, "94x100"),
+        (torch.zeros(1, 3, 100, 100, dtype=torch.uint8), TypeError, "uint8"),
+    ],
+)
+def test_wrong_images_are_refused(images: Tensor, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        tiny_classifier().classify(images)
+
+
+def test_networks_of_other_classes_are_refused() -> None:
+    model = tiny_classifier()
+    model.focus.classifier = nn.Linear(16, CLASSES + 1)
+    with pytest.raises(ValueError, match=r"the focus network gives \(1, 6\)"):
+        model.classify(noise(1, (100, 100), seed=0))
+
+
+def test_reference_takes_no_input_more_than_it_needs() -> None:
+    taken: list[int] = []
+
+    def inputs() -> Any:
+        for step in range(3):
+            taken.append(step)
+            yield torch.tensor([float(step), 0.0])
+
+    label, step, probabilities, confidence = sequential_inference(inputs(), (0.6, 0.6))
+    # softmax(0, 0) = 1/2 stays, softmax(1, 0) = 0.73 leaves.
+    assert (label, step, taken) == (0, 2, [0, 1])
+    assert confidence == pytest.approx([0.5, 1 / (1 + math.exp(-1))])
+    assert probabilities.tolist() == pytest.approx([confidence[1], 1 - confidence[1]])
+
+
+def test_reference_averages_probabilities() -> None:
+    logits = [torch.tensor([0.0, 0.0]), torch.tensor([2.0, 0.0])]
+    _, step, probabilities, _ = sequential_inference(logits, (NEVER,), "probabilities")
+    assert step == 2
+    assert probabilities[0].item() == pytest.approx((0.5 + 1 / (1 + math.exp(-2))) / 2)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("criterion", ["logits", "probabilities"])
+def test_cuda_equals_cpu(criterion: Any) -> None:
+    model = tiny_classifier(1, dtype=torch.float64, criterion=criterion)
+    images = noise(12, (120, 128), 3, torch.float64)
+    thresholds = (0.5, 0.7, 0.8, 0.9)
+    expected = model.classify(images, thresholds)
+    got = model.cuda().classify(images.cuda(), thresholds)
+    for name in ("label", "exit_step", "top_left", "macs", "anchor_label"):
+        assert torch.equal(getattr(got, name).cpu(), getattr(expected, name)), name
+    torch.testing.assert_close(got.confidence.cpu(), expected.confidence, equal_nan=True)
