@@ -9,11 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-#: Names' endings that are taken for photos when a folder is searched.
-PHOTO_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-)
-
 
 def read_photo(path: str | PathLike[str]) -> Image.Image:
     """Reads a photo as an upright RGB picture.

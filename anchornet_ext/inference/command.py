@@ -1,0 +1,332 @@
+"""`anchornet predict`: classify photos, looking only as far as needed."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from anchornet_ext.data.crop_geometry import CropGeometry
+from anchornet_ext.data.image_folder import EXTENSIONS
+from anchornet_ext.data.photos import read_photo
+from anchornet_ext.data.transforms import to_uint8_tensor
+
+from .overlay import draw_overlay
+from .prediction import Prediction, explain, predict_batch
+from .report import JsonReport, Report, TableReport
+from .storage import write_whole
+from .two_stage import TwoStageClassifier
+
+DEFAULT_MODEL = "caltech101"
+#: Beyond this ratio of the sides, the resized photo would need too much memory.
+MAX_ASPECT_RATIO = 100
+#: Photos are kept no larger than this until their overlay is drawn, which shows less.
+OVERLAY_PHOTO_LIMIT = (1200, 1200)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `anchornet predict`."""
+    parser.add_argument(
+        "photos",
+        nargs="+",
+        metavar="PHOTO",
+        help="photos, folders (searched recursively for photos) or glob patterns ('**' too)",
+    )
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="FOLDER|NAME",
+        help="a saved model's folder or a bundled model (default: %(default)s)",
+    )
+    exits = parser.add_mutually_exclusive_group()
+    exits.add_argument(
+        "--thresholds",
+        type=_thresholds,
+        metavar="A,B,...",
+        help="confidence above which a photo leaves after input 1, 2, ...; one number holds for "
+        "all inputs (default: the model's own)",
+    )
+    exits.add_argument(
+        "--exit",
+        type=_positive,
+        metavar="N",
+        help="let every photo use exactly N inputs (1 is the glance alone)",
+    )
+    parser.add_argument(
+        "--top", type=_positive, default=1, metavar="K", help="show the K most probable classes"
+    )
+    parser.add_argument(
+        "--batch",
+        type=_positive,
+        default=32,
+        metavar="N",
+        help="photos classified together (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object a line instead of a table"
+    )
+    parser.add_argument(
+        "--overlay",
+        type=Path,
+        metavar="FOLDER",
+        help="write a picture for each photo there: patches, activation map, confidences",
+    )
+    parser.add_argument(
+        "--no-extra-map",
+        action="store_true",
+        help="in overlays of photos that left at the glance, do not run AnchorNet for the picture",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)"
+    )
+    parser.add_argument(
+        "--threads", type=_positive, metavar="N", help="CPU threads (default: torch's)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Classifies the photos; 0 if all of them could be, 1 if some could not.
+
+    Raises:
+        ValueError: no photo was found, or the arguments do not fit the model.
+        FileNotFoundError: there is no such model.
+    """
+    # File names need not be text in the terminal's encoding; they are to be shown all the same.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    paths, problems = find_photos(args.photos, leave_out=args.overlay)
+    for problem in problems:
+        _complain(problem)
+    if not paths:
+        raise ValueError("no photo to classify")
+    device = _device(args.device)
+    model = TwoStageClassifier.from_pretrained(args.model, device=device)
+    thresholds = _for_model(args.thresholds, model)
+    if args.exit is not None and args.exit > model.num_exits:
+        raise ValueError(f"--exit {args.exit}: this model has {model.num_exits} exits")
+    if args.overlay is not None:
+        args.overlay.mkdir(parents=True, exist_ok=True)
+
+    report: Report = JsonReport() if args.json else TableReport(paths, model)
+    overlays = OverlayNames(args.overlay) if args.overlay is not None else None
+    failures = len(problems)
+    try:
+        photos_and_problems = read_photos(paths, model, keep_picture=overlays is not None)
+        for batch in _batches(photos_and_problems, args.batch):
+            photos = [item for item in batch if isinstance(item, Photo)]
+            predictions = iter(
+                predict_batch(
+                    model,
+                    [photo.crop for photo in photos],
+                    thresholds=thresholds,
+                    exit_at=args.exit,
+                    top=args.top,
+                    extra_map=overlays is not None and not args.no_extra_map,
+                )
+            )
+            for item in batch:
+                if isinstance(item, str):
+                    failures += 1
+                    _complain(item)
+                    continue
+                prediction = next(predictions)
+                written = None
+                if overlays is not None:
+                    written = overlays.unique(item.path)
+                    _write_overlay(written, item, prediction, model)
+                report.add(str(item.path), item.geometry, prediction, written)
+        report.finish(failures)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 1 if failures else 0
+
+
+def find_photos(
+    patterns: Sequence[str], leave_out: Path | None = None
+) -> tuple[list[Path], list[str]]:
+    """The files that the arguments name, each once and in order, and what is wrong with the rest.
+
+    A file is taken whatever its name ends with; in folders only the endings of photos are. Folders
+    are searched recursively, without the folder `leave_out`, so that the pictures of an earlier run
+    are not taken for photos.
+    """
+    found: dict[Path, None] = {}  # a set that keeps its order
+    problems: list[str] = []
+    skipped = None if leave_out is None else leave_out.resolve()
+    for pattern in patterns:
+        # A name with brackets that exists is that name, not a pattern.
+        matches = [pattern] if os.path.lexists(pattern) else sorted(_glob(pattern))
+        if not matches:
+            problems.append(
+                f"{pattern}: nothing matches"
+                if glob.has_magic(pattern)
+                else f"{pattern}: there is no such file or folder"
+            )
+        for match in map(Path, matches):
+            files = [match]
+            if match.is_dir():
+                files = _photos_below(match, skipped)
+                if not files:
+                    problems.append(f"{match}: there are no photos in this folder")
+            found.update(dict.fromkeys(files))
+    return list(found), problems
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo that could be read, without its many pixels.
+
+    Attributes:
+        path: its file.
+        geometry: where the network's crop lies in it.
+        crop: the network's crop, uint8 (3, H, W).
+        picture: the photo, small enough for an overlay; None where none is drawn.
+    """
+
+    path: Path
+    geometry: CropGeometry
+    crop: Tensor
+    picture: Image.Image | None
+
+
+def read_photos(
+    paths: Iterable[Path], model: TwoStageClassifier, keep_picture: bool = False
+) -> Iterator[Photo | str]:
+    """Each photo, or what is wrong with it, in the order of the paths and only as they are used."""
+    for path in paths:
+        try:
+            image = read_photo(path)
+        except (ValueError, OSError) as error:
+            yield str(error)
+            continue
+        if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+            yield (
+                f"{path}: {image.width}x{image.height} pixels are too elongated, at most "
+                f"{MAX_ASPECT_RATIO} to 1 can be classified"
+            )
+            continue
+        geometry = model.preprocessing.geometry(image.height, image.width)
+        crop = model.preprocessing.crop(to_uint8_tensor(image)).contiguous()
+        if keep_picture:
+            image.thumbnail(OVERLAY_PHOTO_LIMIT, reducing_gap=3.0)
+        yield Photo(path, geometry, crop, image if keep_picture else None)
+
+
+class OverlayNames:
+    """Names for overlay pictures: of the photo's name, and each only once in a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._taken: set[str] = set()
+
+    def unique(self, photo: Path) -> Path:
+        """A path for the overlay of `photo`: dog.jpg gives dog.overlay.png, a second dog.png gives
+        dog.2.overlay.png. The ending keeps photos in the same folder from being overwritten."""
+        name, number = photo.stem, 1
+        # Two names that differ in their capitals only are one file on some systems.
+        while name.casefold() in self._taken:
+            number += 1
+            name = f"{photo.stem}.{number}"
+        self._taken.add(name.casefold())
+        return self._folder / f"{name}.overlay.png"
+
+
+def _write_overlay(
+    path: Path, photo: Photo, prediction: Prediction, model: TwoStageClassifier
+) -> None:
+    assert photo.picture is not None
+    explanation = explain(photo.path.name, photo.picture, photo.geometry, prediction, model)
+    picture = draw_overlay(explanation)
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG")
+    write_whole(path, buffer.getvalue())
+
+
+def _batches(items: Iterable[Photo | str], size: int) -> Iterator[list[Photo | str]]:
+    """Groups of `size`: no more of the photos than that are in memory."""
+    batch: list[Photo | str] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _glob(pattern: str) -> list[str]:
+    return glob.glob(os.path.expanduser(pattern), recursive=True)
+
+
+def _photos_below(folder: Path, skipped: Path | None) -> list[Path]:
+    photos: list[Path] = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            name for name in folders if skipped is None or Path(parent, name).resolve() != skipped
+        )
+        photos += (
+            Path(parent, name)
+            for name in sorted(files)
+            if Path(name).suffix.lower() in EXTENSIONS and not name.endswith(".overlay.png")
+        )
+    return photos
+
+
+def _for_model(
+    thresholds: tuple[float, ...] | None, model: TwoStageClassifier
+) -> tuple[float, ...] | None:
+    if thresholds is None:
+        return None
+    if len(thresholds) == 1:
+        return thresholds * (model.num_exits - 1)
+    return model.checked_thresholds(thresholds)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch finds no CUDA device")
+    return device
+
+
+def _thresholds(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers") from None
+    if any(value != value for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r} has a threshold that is not a number")
+    return values
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return value
+
+
+def _complain(message: str) -> None:
+    print(f"anchornet predict: {message}", file=sys.stderr)
