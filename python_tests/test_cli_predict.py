@@ -273,7 +273,7 @@ def test_elongated_photos_are_refused(tmp_path: Path, model: Path, in_process: R
     Image.new("RGB", (2000, 1)).save(tmp_path / "line.png")
     status, _, err = in_process(tmp_path / "line.png", "--model", model)
     assert status == 1
-    assert "line.png: 2000x1 pixels are too elongated" in err
+    assert "line.png: an image of 2000 x 1 pixels is a line" in err
 
 
 def test_names_that_are_no_text(tmp_path: Path, model: Path) -> None:

@@ -9,6 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+#: Names' endings that are taken for photos when a folder is searched, in small letters.
+PHOTO_SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpe", ".jpeg", ".jp2", ".png", ".webp", ".avif", ".bmp", ".gif"),
+        *(".tif", ".tiff", ".ppm", ".pgm", ".pnm"),
+    )
+)
+
 
 def read_photo(path: str | PathLike[str]) -> Image.Image:
     """Reads a photo as an upright RGB picture.

@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from anchornet_ext.data.crop_geometry import CropGeometry
-from anchornet_ext.data.image_folder import EXTENSIONS
-from anchornet_ext.data.photos import read_photo
+from anchornet_ext.data.photos import PHOTO_SUFFIXES, read_photo
 from anchornet_ext.data.transforms import to_uint8_tensor
 
 from .overlay import draw_overlay
@@ -27,8 +26,6 @@ from .storage import write_whole
 from .two_stage import TwoStageClassifier
 
 DEFAULT_MODEL = "caltech101"
-#: Beyond this ratio of the sides, the resized photo would need too much memory.
-MAX_ASPECT_RATIO = 100
 #: Photos are kept no larger than this until their overlay is drawn, which shows less.
 OVERLAY_PHOTO_LIMIT = (1200, 1200)
 
@@ -213,14 +210,12 @@ def read_photos(
         except (ValueError, OSError) as error:
             yield str(error)
             continue
-        if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-            yield (
-                f"{path}: {image.width}x{image.height} pixels are too elongated, at most "
-                f"{MAX_ASPECT_RATIO} to 1 can be classified"
-            )
+        try:
+            crop = model.preprocessing.crop(to_uint8_tensor(image)).contiguous()
+        except ValueError as error:  # far too elongated
+            yield f"{path}: {error}"
             continue
         geometry = model.preprocessing.geometry(image.height, image.width)
-        crop = model.preprocessing.crop(to_uint8_tensor(image)).contiguous()
         if keep_picture:
             image.thumbnail(OVERLAY_PHOTO_LIMIT, reducing_gap=3.0)
         yield Photo(path, geometry, crop, image if keep_picture else None)
@@ -281,7 +276,7 @@ def _photos_below(folder: Path, skipped: Path | None) -> list[Path]:
         photos += (
             Path(parent, name)
             for name in sorted(files)
-            if Path(name).suffix.lower() in EXTENSIONS and not name.endswith(".overlay.png")
+            if Path(name).suffix.lower() in PHOTO_SUFFIXES and not name.endswith(".overlay.png")
         )
     return photos
 
