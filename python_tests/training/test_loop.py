@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -183,6 +184,21 @@ def test_mixed_precision_trains_in_it(photos: Path, tmp_path: Path, amp: str) ->
     weight = trainer.model[4].weight  # type: ignore[index]
     assert weight.dtype == torch.float32
     assert not torch.equal(weight, before)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_training_is_the_same(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In this process: a pool of compiling processes would outlive the test.
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
+    compiled = fit(photos, tmp_path / "compiled", compile=True)
+    plain = fit(photos, tmp_path / "plain")
+    expected = load_file(plain.best_path)
+    found = load_file(compiled.best_path)
+    assert found.keys() == expected.keys()  # no prefix of the wrapper
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.cuda
