@@ -13,8 +13,8 @@ from torch import nn
 
 from anchornet_ext._meta import meta_images, meta_twin
 
-#: Networks that train with auxiliary classifiers, which would make their output a tuple.
-_WITH_AUXILIARY = ("googlenet", "inception_v3")
+#: Networks that train with auxiliary classifiers, which make their output a tuple, and where.
+_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
 
 def build_backbone(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
@@ -81,44 +81,48 @@ def _build_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Modu
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         raise _unknown(name, "torchvision", names)
-    options: dict[str, Any] = {}
-    if name in _WITH_AUXILIARY:
-        options = {"aux_logits": False}
     if not pretrained:
-        if name in _WITH_AUXILIARY:
-            options["init_weights"] = True  # their own initialisation, which warns when unasked for
+        options: dict[str, Any] = {}
+        if name in _AUXILIARY:
+            # Their own initialisation, which warns when it is not asked for.
+            options = {"aux_logits": False, "init_weights": True}
         model: nn.Module = torchvision.models.get_model(
             name, weights=None, num_classes=num_classes, **options
         )
         return model
     weights = torchvision.models.get_model_weights(name).DEFAULT
     try:
-        model = torchvision.models.get_model(name, weights=weights, **options)
+        model = torchvision.models.get_model(name, weights=weights)
     except (URLError, OSError, RuntimeError) as error:
         raise RuntimeError(
             f"could not load the pretrained weights of {name!r} from {weights.url} ({error}); "
             f"put the file into {torch.hub.get_dir()}/checkpoints, or use pretrained=False"
         ) from error
-    _replace_classifier(model, name, num_classes)
+    if name in _AUXILIARY:  # the weights cannot be loaded without them
+        for attribute, value in (("aux_logits", False), *((a, None) for a in _AUXILIARY[name])):
+            setattr(model, attribute, value)
+    _replace_classifier(model, len(weights.meta["categories"]), num_classes)
     return model
 
 
-def _replace_classifier(model: nn.Module, name: str, num_classes: int) -> None:
+def _replace_classifier(model: nn.Module, old_classes: int, num_classes: int) -> None:
     """Gives `model` a new last layer where its width is not `num_classes`.
 
-    The last layer has another path and type in each family; it is found as the one whose shapes
-    differ from those of the same architecture built for `num_classes`.
+    The last layer has another path and type in each family; it is the one layer as wide as there
+    were classes.
     """
-    options: dict[str, Any] = {"num_classes": num_classes}
-    if name in _WITH_AUXILIARY:
-        options |= {"aux_logits": False, "init_weights": False}
-    with torch.device("meta"):
-        wanted = torchvision.models.get_model(name, weights=None, **options).state_dict()
-    different = [
-        key for key, value in model.state_dict().items() if value.shape != wanted[key].shape
+    if num_classes == old_classes:
+        return
+    found = [
+        path
+        for path, layer in model.named_modules()
+        if old_classes in (getattr(layer, "out_features", 0), getattr(layer, "out_channels", 0))
     ]
-    for path in {key.rpartition(".")[0] for key in different}:
-        model.set_submodule(path, _resized(model.get_submodule(path), num_classes))
+    if len(found) != 1:
+        raise ValueError(
+            f"expected one layer of {old_classes} outputs in {type(model).__name__}, got {found}"
+        )
+    model.set_submodule(found[0], _resized(model.get_submodule(found[0]), num_classes))
 
 
 def _resized(layer: nn.Module, num_classes: int) -> nn.Module:

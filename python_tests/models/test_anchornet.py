@@ -154,3 +154,16 @@ def test_every_parameter_gets_a_gradient():
     model(torch.randn(2, 3, 103, 95)).sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
+
+
+def test_folded_is_one_graph_for_torch_compile():
+    folded = AnchorNet(5).fold()
+    compiled = torch.compile(folded, fullgraph=True, backend="eager")
+    images = torch.randn(2, 3, 104, 95)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), folded(images))
+
+
+def test_folding_keeps_the_dtype():
+    folded = AnchorNet(5).bfloat16().fold()
+    assert {parameter.dtype for parameter in folded.parameters()} == {torch.bfloat16}
