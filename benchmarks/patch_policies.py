@@ -202,12 +202,12 @@ def print_tables(result: dict[str, Any]) -> None:
     for reading in READINGS:
         rows = result[reading]
         table = Table(title=f"accuracy in %, {reading}, {result['images']} images")
-        table.add_column("inputs")
+        table.add_column("inputs", no_wrap=True)
         for number in range(1, len(next(iter(rows.values()))["mean"]) + 1):
-            table.add_column(str(number), justify="right")
+            table.add_column(str(number), justify="right", no_wrap=True)
         for name, row in rows.items():
             cells = [
-                f"{mean:.2f}" if len(row["runs"]) == 1 else f"{mean:.2f} ± {deviation:.2f}"
+                f"{mean:.2f}" if len(row["runs"]) == 1 else f"{mean:.2f}\n± {deviation:.2f}"
                 for mean, deviation in zip(row["mean"], row["stdev"], strict=True)
             ]
             table.add_row(name, *cells)

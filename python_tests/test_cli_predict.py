@@ -18,6 +18,7 @@ from PIL import Image
 from anchornet_ext import cli
 from anchornet_ext.data.photos import read_photo
 from anchornet_ext.inference import TwoStageClassifier, command
+from anchornet_ext.inference.prediction import predict_batch
 from anchornet_ext.models import AnchorNet, build_backbone
 
 BACKBONE = "squeezenet1_1"
@@ -122,6 +123,7 @@ def test_json_of_a_folder_with_broken_files(photos: Path, model: Path, tmp_path:
         assert line["label"] == NAMES[line["class_index"]] == line["top"][0]["label"]
         assert line["confidence"] == pytest.approx(line["top"][0]["probability"], abs=1e-6)
         assert line["confidence"] == line["steps"][-1]["confidence"]
+        assert line["label"] == line["steps"][-1]["label"]
         assert len(line["top"]) == 2
         assert line["top"][0]["probability"] >= line["top"][1]["probability"]
         assert line["macs"] == line["full_macs"]
@@ -286,6 +288,20 @@ def test_names_that_are_no_text(tmp_path: Path, model: Path) -> None:
     done = anchornet(tmp_path, "--model", model, "--exit", 1)
     assert done.returncode == 0, done.stderr
     assert "caf\\udce9.png" in done.stdout
+
+
+def test_the_predicted_class_is_first_also_among_equal_probabilities(model: Path) -> None:
+    """A network that knows nothing: all probabilities are 1/3 in float32, the sums are not."""
+    loaded = TwoStageClassifier.from_pretrained(model, fold=False)
+    with torch.no_grad():
+        for network in (loaded.glance, loaded.focus):
+            layer = network.classifier[1]
+            layer.weight.zero_()
+            layer.bias.copy_(torch.tensor([0.0, 1e-9, 0.0]))
+    crops = [torch.zeros(3, 224, 224, dtype=torch.uint8)]
+    (prediction,) = predict_batch(loaded, crops, top=3)
+    assert [one.label for one in prediction.top] == ["dog", "cat", "ibis"]
+    assert prediction.looks[-1].label == "dog"
 
 
 def test_found_photos_are_each_taken_once_and_in_order(photos: Path) -> None:

@@ -86,8 +86,8 @@ def predict_batch(
     steps = found.exit_step.tolist()
     confidence, step_label = found.confidence.tolist(), found.step_label.tolist()
     top_left, macs = found.top_left.tolist(), found.macs.tolist()
-    best = found.probabilities.topk(min(top, model.num_classes), dim=1)
-    best_index, best_probability = best.indices.tolist(), best.values.tolist()
+    best = _ranking(found, top)
+    best_index, best_probability = best.tolist(), found.probabilities.gather(1, best).tolist()
     size = model.patch_size
     predictions = []
     for b, used in enumerate(steps):
@@ -145,6 +145,16 @@ def explain(
         patch_size=model.patch_size,
         stride=model.anchor.stride,
     )
+
+
+def _ranking(found: Classification, top: int) -> Tensor:
+    """The `top` most probable classes (B, k), the predicted one first.
+
+    Sums of logits that differ can have equal probabilities in float32, so that the order of the
+    probabilities alone could contradict the prediction.
+    """
+    score = found.probabilities.scatter(1, found.label[:, None], torch.inf)
+    return score.argsort(dim=1, descending=True, stable=True)[:, :top]
 
 
 def _maps(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,6 +14,7 @@ from tiny_networks import CLASSES, noise, tiny_classifier
 from torch import Tensor
 
 from anchornet_ext.inference.policies import CENTRE_PATTERN, POLICIES, patch_locations
+from anchornet_ext.ops import gather_patches
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -85,3 +90,50 @@ def test_anytime_is_what_classify_decides_on() -> None:
     images = noise(4, (120, 104), 4, torch.float64)
     confidence = model.anytime_logits(images).softmax(dim=2).amax(dim=2)  # (T, B)
     torch.testing.assert_close(model.classify(images, exit_at=5).confidence.T, confidence)
+
+
+def load_benchmark() -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks" / "patch_policies.py"
+    spec = importlib.util.spec_from_file_location("patch_policies", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_benchmark_counts_what_the_pipeline_predicts() -> None:
+    """With the labels that the pipeline gives at exit 3, it is always right with 3 inputs."""
+    benchmark = load_benchmark()
+    model = tiny_classifier(dtype=torch.float64)
+    images = noise(6, (120, 104), 5, torch.float64)
+    exits = [model.classify(images, exit_at=step).label for step in range(1, 6)]
+    labels = exits[2]
+    contenders = [
+        benchmark.Contender("AnchorNet", "anchornet", model.focus),
+        benchmark.Contender("random", "random", model.focus, 0),
+        benchmark.Contender("random", "random", model.focus, 1),
+    ]
+    batches = iter([(images[:4], labels[:4]), (images[4:], labels[4:])])
+    correct = benchmark.measure(model, contenders, batches, 5, 2)
+    pipeline = correct["glance + patches"]
+    assert pipeline[0].tolist() == [int((label == labels).sum()) for label in exits]
+    assert int(pipeline[0, 2]) == 6
+    # Input 1 is the glance for everybody.
+    assert pipeline[:, 0].unique().numel() == 1
+    # The first patch alone is the first of the patches.
+    first = patch_locations(model, images, num_patches=1)
+    patches = gather_patches(images, first, 95)
+    alone = int((model.focus(patches).argmax(dim=1) == labels).sum())
+    assert int(correct["patches only"][0, 0]) == alone
+
+    table = benchmark.summarise(contenders, correct, 6)["glance + patches"]
+    assert table["AnchorNet"]["mean"][2] == 100
+    assert table["AnchorNet"]["stdev"] == [0.0] * 5
+    runs = table["random"]["runs"]
+    assert len(runs) == 2
+    assert table["random"]["mean"] == pytest.approx(
+        [(one + other) / 2 for one, other in zip(*runs, strict=True)]
+    )
+    assert benchmark.spread(10, 5) == [0, 2, 4, 6, 8]
