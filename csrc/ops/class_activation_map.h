@@ -2,6 +2,7 @@
 // description of how the features lie in memory.
 #pragma once
 
+#include "common/host_device.h"
 #include "common/stable.h"
 
 namespace anchornet::cam {
@@ -35,8 +36,8 @@ inline void check_arguments(const Tensor& features, const Tensor& weight,
   STD_TORCH_CHECK(class_index.scalar_type() == ScalarType::Long,
                   "class_activation_map: class_index must be int64, got ",
                   toString(class_index.scalar_type()));
-  STD_TORCH_CHECK(weight.device() == features.device() && class_index.device() == features.device(),
-                  "class_activation_map: features, weight and class_index must be on one device");
+  check_same_device("class_activation_map", "weight", weight, "features", features);
+  check_same_device("class_activation_map", "class_index", class_index, "features", features);
   STD_TORCH_CHECK(weight.size(0) > 0 || features.size(0) == 0,
                   "class_activation_map: weight has no rows to choose from, its shape is ",
                   shape_of(weight));
@@ -47,10 +48,22 @@ inline ScalarType output_type(const Tensor& features) {
   return features.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// The CUDA kernel passes every class through here, so that no index read on the device can address
+// memory outside of the weights.
+ANCHORNET_HOST_DEVICE inline int64_t clamp_class(int64_t n, int64_t num_classes) {
+  return n < 0 ? 0 : (n < num_classes ? n : num_classes - 1);
+}
+
 // The h x w pixels of a channel as `rows` runs of `length` pixels, `step` elements apart. Where a
 // row begins one step after the last one ends, the grid is one run.
 struct PixelRuns {
   int64_t rows, length, row_stride, step;
+
+  // Where pixel p (row by row) lies, in elements from the channel's first.
+  ANCHORNET_HOST_DEVICE int64_t offset(int64_t p) const {
+    if (rows == 1) return p * step;
+    return p / length * row_stride + p % length * step;
+  }
 };
 
 inline PixelRuns pixel_runs(const Tensor& features) {

@@ -8,13 +8,8 @@
 #include <limits>
 #include <vector>
 
+#include "common/host_device.h"
 #include "common/stable.h"
-
-#if defined(__CUDACC__)
-#define ANCHORNET_HOST_DEVICE __host__ __device__
-#else
-#define ANCHORNET_HOST_DEVICE
-#endif
 
 namespace anchornet::select {
 

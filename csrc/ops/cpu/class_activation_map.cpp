@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -340,14 +341,17 @@ WidenWeights<A> weights_from(ScalarType type) {
 
 // ---- The operator
 
-void check_classes(const Tensor& class_index, int64_t num_classes) {
-  const int64_t* classes = class_index.const_data_ptr<int64_t>();
-  const int64_t stride = class_index.stride(0);
-  for (int64_t b = 0; b < class_index.size(0); ++b) {
-    const int64_t n = classes[b * stride];
+// A copy of the classes, each of them checked, so that what is used is what was checked.
+std::vector<int64_t> checked_classes(const Tensor& class_index, int64_t num_classes) {
+  const int64_t* from = class_index.const_data_ptr<int64_t>();
+  std::vector<int64_t> classes(class_index.size(0));
+  for (size_t b = 0; b < classes.size(); ++b) {
+    const int64_t n = from[static_cast<int64_t>(b) * class_index.stride(0)];
     STD_TORCH_CHECK(n >= 0 && n < num_classes, "class_activation_map: class_index[", b, "] is ", n,
                     ", outside [0, ", num_classes, ")");
+    classes[b] = n;
   }
+  return classes;
 }
 
 enum class Layout { kPlanes, kDots, kStrided };
@@ -361,7 +365,8 @@ Layout layout_of(const Tensor& features, const PixelRuns& runs) {
 }
 
 template <typename T, typename A>
-void run(const Tensor& features, const Tensor& weight, const Tensor& class_index, Tensor& output) {
+void run(const Tensor& features, const Tensor& weight, const std::vector<int64_t>& classes,
+         Tensor& output) {
   const int64_t batch = features.size(0), channels = features.size(1);
   const int64_t pixels = features.size(2) * features.size(3);
   const PixelRuns runs = pixel_runs(features);
@@ -369,8 +374,6 @@ void run(const Tensor& features, const Tensor& weight, const Tensor& class_index
   const int64_t image_stride = features.stride(0), channel_stride = features.stride(1);
   const T* x = features.const_data_ptr<T>();
   A* out = output.mutable_data_ptr<A>();
-  const int64_t* classes = class_index.const_data_ptr<int64_t>();
-  const int64_t class_stride = class_index.stride(0);
   const char* rows = static_cast<const char*>(weight.const_data_ptr());
   const int64_t row_bytes = weight.stride(0) * static_cast<int64_t>(weight.element_size());
   const int64_t weight_stride = weight.stride(1);
@@ -393,11 +396,10 @@ void run(const Tensor& features, const Tensor& weight, const Tensor& class_index
       std::fill(map + from, map + to, A(0));
       for (int64_t c = 0; c < channels; c += kChannelBlock) {
         const int64_t count = std::min(kChannelBlock, channels - c);
-        widen_row(rows + classes[b * class_stride] * row_bytes, weight_stride, c, count, block);
+        widen_row(rows + classes[b] * row_bytes, weight_stride, c, count, block);
         for (int64_t p = from; p < to;) {
-          const int64_t row = p / runs.length, column = p % runs.length;
-          int64_t n = std::min(runs.length - column, to - p);
-          const T* start = image + c * channel_stride + row * runs.row_stride + column * runs.step;
+          int64_t n = std::min(runs.length - p % runs.length, to - p);
+          const T* start = image + c * channel_stride + runs.offset(p);
           switch (layout) {
             case Layout::kPlanes:
               n = std::min(n, kPixelTile);
@@ -420,22 +422,22 @@ void run(const Tensor& features, const Tensor& weight, const Tensor& class_index
 Tensor class_activation_map(const Tensor& features, const Tensor& weight,
                             const Tensor& class_index) {
   check_arguments(features, weight, class_index);
-  check_classes(class_index, weight.size(0));
+  const std::vector<int64_t> classes = checked_classes(class_index, weight.size(0));
   Tensor output = torch::stable::new_empty(
       features, {features.size(0), features.size(2), features.size(3)}, output_type(features));
   if (output.numel() == 0) return output;
   switch (features.scalar_type()) {
     case ScalarType::Double:
-      run<double, double>(features, weight, class_index, output);
+      run<double, double>(features, weight, classes, output);
       break;
     case ScalarType::Half:
-      run<Half, float>(features, weight, class_index, output);
+      run<Half, float>(features, weight, classes, output);
       break;
     case ScalarType::BFloat16:
-      run<BFloat16, float>(features, weight, class_index, output);
+      run<BFloat16, float>(features, weight, classes, output);
       break;
     default:
-      run<float, float>(features, weight, class_index, output);
+      run<float, float>(features, weight, classes, output);
       break;
   }
   return output;
