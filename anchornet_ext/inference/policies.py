@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from anchornet_ext.models.localise import localise
+from anchornet_ext.models.localise import localise, random_places
 from anchornet_ext.ops import gather_patches
 
 from .early_exit import available_patches, check_images, check_logits, evaluating
@@ -66,9 +66,9 @@ def patch_locations(
         num_patches = available_patches(classifier, (height, width))
     room = torch.tensor([height - classifier.patch_size, width - classifier.patch_size])
     if policy == "random":
-        fraction = torch.rand(batch, num_patches, 2, generator=generator, dtype=torch.float64)
-        # Every one of room + 1 positions is equally likely.
-        return (fraction * (room + 1)).floor().long().to(images.device)
+        size = (height, width)
+        places = random_places(batch, num_patches, size, classifier.patch_size, generator)
+        return places.to(images.device)
     if policy == "centre":
         if num_patches > len(CENTRE_PATTERN):
             raise ValueError(

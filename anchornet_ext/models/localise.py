@@ -70,6 +70,34 @@ def localise(
     return Localisation(logits, classes, activation_map, selection)
 
 
+def random_places(
+    batch: int,
+    num_patches: int,
+    image_size: tuple[int, int],
+    patch_size: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Patches chosen by chance, the comparison of section 4.3: "uniformly chosen from the image".
+
+    Every patch is drawn from all pixel positions alike, independent of the others.
+
+    Args:
+        batch: B, the number of images.
+        num_patches: k, patches per image.
+        image_size: (H, W) in pixels, at least `patch_size` each.
+        patch_size: in pixels.
+        generator: on the CPU, so that a seed means the same patches on every device; None is
+            torch's global stream.
+
+    Returns:
+        (B, k, 2) int64 on the CPU, (row, column) of the patches' top left pixels.
+    """
+    room = torch.tensor([side - patch_size for side in image_size])
+    fraction = torch.rand(batch, num_patches, 2, generator=generator, dtype=torch.float64)
+    # Every one of room + 1 positions is equally likely.
+    return (fraction * (room + 1)).floor().long()
+
+
 def _check_classes(class_index: int | Tensor, images: Tensor, num_classes: int) -> Tensor:
     """`class_index` as (B,) int64 on the device of `images`."""
     if isinstance(class_index, Tensor):

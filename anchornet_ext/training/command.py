@@ -27,7 +27,7 @@ from .config import STAGES, add_stage_arguments, stage_config
 from .distributed import World, join_world
 from .loop import AMP_CHOICES, LoopOptions, Trainer
 from .run_log import RunLog
-from .stages import Photos, Recipe, build_task, require_stages
+from .stages import FOCUS_PATCHES, Photos, Recipe, build_task, require_stages
 
 
 def _stage_list(text: str) -> tuple[str, ...]:
@@ -110,6 +110,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument(
         "--iou-threshold", type=float, default=0.3, metavar="X", help="overlap of patches (0.3)"
+    )
+    model.add_argument(
+        "--focus-patches",
+        choices=FOCUS_PATCHES,
+        default="localised",
+        help="what the focus network is trained on; random is for comparison (localised)",
     )
 
     compute = parser.add_argument_group("compute")
@@ -229,6 +235,7 @@ def _recipe(args: argparse.Namespace, train: Samples) -> Recipe:
         preprocessing=Preprocessing(resize_size=args.resize_size, crop_size=args.crop_size),
         num_patches=args.num_patches,
         iou_threshold=args.iou_threshold,
+        focus_patches=args.focus_patches,
         configs=configs,
         seed=args.seed,
         workers=args.workers,
@@ -294,6 +301,7 @@ def _train(
             "names of the training images": _digest(train),
             "num_patches": recipe.num_patches,
             "iou_threshold": recipe.iou_threshold,
+            "focus_patches": recipe.focus_patches,
         }
         trainer = Trainer(task, recipe.run / stage, world, options, log, identity)
         result = trainer.fit()
@@ -376,6 +384,7 @@ def _record(
             "validation_images": val_count,
             "num_patches": recipe.num_patches,
             "iou_threshold": recipe.iou_threshold,
+            "focus_patches": recipe.focus_patches,
             "pretrained": recipe.pretrained,
             "stages": configs,
             **_identity(recipe),

@@ -27,6 +27,7 @@ from anchornet_ext.models import (
     localise,
     require_input_size,
 )
+from anchornet_ext.models.localise import random_places
 from anchornet_ext.ops import gather_patches
 
 from .checkpoint import load_weights
@@ -34,6 +35,9 @@ from .config import STAGES, StageConfig
 from .distributed import World
 from .run_log import RunLog
 from .task import Task, TaskData
+
+#: Localised by AnchorNet (section 3.5), or anywhere: a fair opponent for the former.
+FOCUS_PATCHES = ("localised", "random")
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Recipe:
         class_names: of the n classes.
         preprocessing: what a photo goes through for anchor, glance and focus.
         num_patches, iou_threshold: how many patches are localised, and how far they may overlap.
+        focus_patches: what the focus network is trained on, one of FOCUS_PATCHES.
         configs: stage -> its hyper-parameters.
         seed: of everything random.
         workers: processes that load photos, for each of training and validation.
@@ -69,6 +74,7 @@ class Recipe:
     preprocessing: Preprocessing
     num_patches: int
     iou_threshold: float
+    focus_patches: str
     configs: dict[str, StageConfig]
     seed: int
     workers: int
@@ -99,14 +105,32 @@ class GlanceTask(Task):
 class FocusTask(Task):
     """The network sees the patches of a photo that the frozen AnchorNet localises.
 
-    Inputs are ordered by photo, `num_patches` each; the label is repeated.
+    Without an AnchorNet they are drawn by chance: the comparison of section 4.3. Inputs are ordered
+    by photo, `num_patches` each; the label is repeated.
     """
 
-    anchor: FoldedAnchorNet
+    anchor: FoldedAnchorNet | None
     num_patches: int
     iou_threshold: float
 
     def inputs(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        patches = gather_patches(
+            images,
+            self._places(images),
+            AnchorNet.patch_size,
+            mean=self.preprocessing.mean,
+            std=self.preprocessing.std,
+            dtype=torch.float32,
+        )
+        return patches, labels.repeat_interleave(self.num_patches)
+
+    def _places(self, images: Tensor) -> Tensor:
+        """(B, num_patches, 2), (row, column)."""
+        if self.anchor is None:
+            size = (images.shape[2], images.shape[3])
+            # From the global stream, which the loop seeds at each epoch.
+            places = random_places(len(images), self.num_patches, size, AnchorNet.patch_size)
+            return places.to(images.device)
         # Not in lower precision: these are to be the patches that inference will find.
         with torch.autocast(images.device.type, enabled=False):
             found = localise(
@@ -115,15 +139,7 @@ class FocusTask(Task):
                 self.num_patches,
                 self.iou_threshold,
             )
-        patches = gather_patches(
-            images,
-            found.selection.top_left,
-            self.anchor.patch_size,
-            mean=self.preprocessing.mean,
-            std=self.preprocessing.std,
-            dtype=torch.float32,
-        )
-        return patches, labels.repeat_interleave(self.num_patches)
+        return found.selection.top_left
 
     def count_correct(self, output: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         """Counts photos, by the sum of their patches' logits: what the classifier will use."""
@@ -178,7 +194,8 @@ def require_stages(recipe: Recipe, stages: Sequence[str], world: World) -> None:
                 f"{recipe.preprocessing.crop_size} pixels has {side} x {side} places, at most "
                 f"{side * side} patches"
             )
-        if "anchor" not in stages and not recipe.best("anchor").is_file():
+        needs_anchor = recipe.focus_patches == "localised"
+        if needs_anchor and "anchor" not in stages and not recipe.best("anchor").is_file():
             raise ValueError(
                 f"stage focus needs a trained AnchorNet, and {str(recipe.run)!r} has none: "
                 "run stage anchor first"
@@ -243,10 +260,12 @@ def build_task(
     data = _build_data(recipe, config, preprocessing, images_per_step, train, val, world, log)
     task = kind(stage, model, config, data, preprocessing, recipe.num_classes)
     if isinstance(task, FocusTask):
-        anchor = AnchorNet(recipe.num_classes)
-        load_weights(anchor, recipe.best("anchor"))
-        # Folded: the same map for less work, and nothing in it is trained.
-        task.anchor = anchor.eval().fold().to(world.device).requires_grad_(False)
+        task.anchor = None
+        if recipe.focus_patches == "localised":
+            anchor = AnchorNet(recipe.num_classes)
+            load_weights(anchor, recipe.best("anchor"))
+            # Folded: the same map for less work, and nothing in it is trained.
+            task.anchor = anchor.eval().fold().to(world.device).requires_grad_(False)
         task.num_patches = recipe.num_patches
         task.iou_threshold = recipe.iou_threshold
     return task

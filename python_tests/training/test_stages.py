@@ -9,6 +9,7 @@ from torch import nn
 from anchornet_ext import _extension, reference
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.models import AnchorNet
+from anchornet_ext.models.localise import random_places
 from anchornet_ext.training.config import StageConfig
 from anchornet_ext.training.stages import FocusTask, GlanceTask
 from anchornet_ext.training.task import Task
@@ -60,6 +61,25 @@ def test_focus_sees_the_localised_patches(autocast: bool) -> None:
         for rank, (r, c) in enumerate(top_left[b].tolist()):
             expected = normalised[b, :, r : r + 95, c : c + 95]
             torch.testing.assert_close(inputs[3 * b + rank], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not _extension.available(), reason="the native library is not built")
+def test_without_an_anchor_focus_sees_random_patches() -> None:
+    task = make(FocusTask, 95)
+    assert isinstance(task, FocusTask)
+    task.anchor, task.num_patches = None, 40
+    images, labels = photos(2), torch.tensor([3, 1])
+    torch.manual_seed(0)
+    inputs, repeated = task.inputs(images, labels)
+    assert repeated.tolist() == [3] * 40 + [1] * 40
+    torch.manual_seed(0)
+    places = random_places(2, 40, (SIDE, SIDE), 95).flatten(0, 1)
+    assert places.amin() == 0  # 25 positions an axis: both ends come up in 160 draws
+    assert places.amax() == SIDE - 95
+    normalised = PREPROCESSING.normalise(images)
+    for m, (r, c) in enumerate(places.tolist()):
+        expected = normalised[m // 40, :, r : r + 95, c : c + 95]
+        torch.testing.assert_close(inputs[m], expected, rtol=0, atol=1e-5)
 
 
 def test_focus_is_judged_by_the_sum_of_a_photos_patches() -> None:
