@@ -1,1 +1,50 @@
-"""Patch-based dynamic image classification: a glance, then a few localised patches."""
+"""Patch-based dynamic image classification: a glance, then a few localised patches.
+
+`ops` and `reference` are there at once. The models and the classifier are imported on first use,
+because they bring torchvision with them, which the operators do not need.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import ops, reference
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .data.transforms import Preprocessing
+    from .inference import TwoStageClassifier
+    from .models import AnchorNet, FoldedAnchorNet, build_backbone
+
+# public name -> the module that it is imported from on first use
+_LAZY = {
+    "AnchorNet": ".models",
+    "FoldedAnchorNet": ".models",
+    "Preprocessing": ".data.transforms",
+    "TwoStageClassifier": ".inference",
+    "build_backbone": ".models",
+}
+
+__all__ = [
+    "AnchorNet",
+    "FoldedAnchorNet",
+    "Preprocessing",
+    "TwoStageClassifier",
+    "__version__",
+    "build_backbone",
+    "ops",
+    "reference",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name], __name__), name)
+    globals()[name] = value  # found directly from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

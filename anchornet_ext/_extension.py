@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,52 @@ def _cuda_library() -> Path:
     return Path(__file__).parent / "_cuda.so"
 
 
+def _require_whole(library: Path, error: type[Exception]) -> None:
+    """A library cut off by a full disk or a broken copy kills the process when it is mapped.
+
+    ELF files end with the table of their sections, whose place and size are in the header.
+    """
+    with library.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":  # not 64-bit little-endian ELF
+        return  # the loader says what is wrong with it, if anything
+    (table,) = struct.unpack_from("<Q", header, 0x28)
+    entry_size, entries = struct.unpack_from("<HH", header, 0x3A)
+    size, expected = library.stat().st_size, table + entry_size * entries
+    if size < expected:
+        raise error(f"{library} is cut off: {size} bytes of {expected}")
+
+
+def _import_native() -> None:
+    """Imports `_C` from this folder only.
+
+    Beside a source folder that is not built, an editable installation of another one may offer its
+    library, which need not have these operators.
+    """
+    spec = importlib.util.find_spec("anchornet_ext._C")
+    if spec is not None and spec.origin is not None:
+        found, expected = Path(spec.origin).resolve().parent, Path(__file__).resolve().parent
+        if found != expected:
+            raise ImportError(f"there is none in {expected}, and the one in {found} is another's")
+        _require_whole(Path(spec.origin), ImportError)
+    importlib.import_module("anchornet_ext._C")
+
+
 def _load() -> None:
     global load_error, cuda_load_error, cuda_loaded
     try:
-        importlib.import_module("anchornet_ext._C")
+        _import_native()
     except ImportError as error:
         load_error = error
         return
     if torch.version.cuda is not None and _cuda_library().exists():
         try:
+            _require_whole(_cuda_library(), OSError)
             torch.ops.load_library(str(_cuda_library()))  # type: ignore[no-untyped-call]
             cuda_loaded = True
         except OSError as error:
-            cuda_load_error = error
+            # torch says only that it could not; the loader's reason is behind it
+            cuda_load_error = error.__cause__ if isinstance(error.__cause__, OSError) else error
 
 
 _load()

@@ -70,9 +70,8 @@ def exit_step(
     Raises:
         TypeError: a dtype that is not listed, or step not an integer.
         ValueError: shapes that do not fit, an unknown criterion, tensors on several devices,
-            `running` expanded or requiring a gradient, a step below 1; with `validate`, rows out of
-            range or repeated.
-        RuntimeError: from the CPU kernel, rows of `active` out of range or repeated.
+            `running` expanded or requiring a gradient, a step below 1; on the CPU or with
+            `validate`, rows out of range or repeated. Nothing has been written then.
         ImportError: the native library, or its CUDA half for CUDA tensors, does not load.
     """
     _check(running, logits, active, criterion)
@@ -81,7 +80,7 @@ def exit_step(
     if validate:
         _check_values(active, running.shape[0], steps)
     _extension.require_device(running.device)
-    result = torch.ops.anchornet_ext.exit_step(
+    arguments = (
         running,
         logits.detach(),
         active,
@@ -91,7 +90,14 @@ def exit_step(
         fixed_step,
         criterion == "probabilities",
     )
-    return ExitStep(*result)
+    if torch.compiler.is_compiling() or running.is_cuda:
+        return ExitStep(*torch.ops.anchornet_ext.exit_step(*arguments))
+    try:
+        return ExitStep(*torch.ops.anchornet_ext.exit_step(*arguments))
+    except RuntimeError:
+        # The kernel has found a bad value and written nothing: say which as a ValueError.
+        _check_values(active, running.shape[0], steps)
+        raise
 
 
 def _check(running: Tensor, logits: Tensor, active: Tensor, criterion: str) -> None:

@@ -11,7 +11,7 @@ py::dict build_info() {
   info["version"] = ANCHORNET_VERSION;
   info["torch_built_with"] = ANCHORNET_TORCH_VERSION;
   info["cuda_version"] = ANCHORNET_CUDA_VERSION;
-  info["cuda_architectures"] = ANCHORNET_CUDA_ARCHITECTURES;
+  info["cuda_architectures"] = ANCHORNET_CUDA_ARCH_LIST;
 #if defined(__clang__)
   info["compiler"] = "clang " __clang_version__;
 #else
@@ -26,5 +26,6 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native part of anchornet_ext: operators (registered on import) and build facts.";
   m.def("build_info", &build_info,
         "What this library was built with: version, torch_built_with, cuda_version and "
-        "cuda_architectures (both empty for a CPU build), compiler.");
+        "cuda_architectures (as torch writes them, with spaces between; both empty for a CPU "
+        "build), compiler.");
 }

@@ -398,28 +398,24 @@ def test_validate_lets_good_values_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("active", "steps", "message"),
+    ("active", "steps", "wrapper_message", "kernel_message"),
     [
-        ([0, 4], [1, 1], r"active\[1\] is 4, but running has 4 rows"),
-        ([-1, 0], [1, 1], r"active\[0\] is -1, but running has 4 rows"),
-        ([2**40, 0], [1, 1], r"active\[0\] is 1099511627776"),
-        ([3, 3], [1, 1], r"active\[1\] is 3, which is there already"),
-        ([0, 1], [1, -2], r"steps\[1\] is -2"),
+        ([0, 4], [1, 1], "active has 4, but running has 4 rows", r"active\[1\] is 4, but running"),
+        ([-1, 0], [1, 1], "active has -1, but", r"active\[0\] is -1, but running has 4 rows"),
+        ([2**40, 0], [1, 1], "active has 1099511627776", r"active\[0\] is 1099511627776"),
+        ([3, 3], [1, 1], "row 3 more than once", r"active\[1\] is 3, which is there already"),
+        ([0, 1], [1, -2], "at least 1, got -2", r"steps\[1\] is -2"),
     ],
 )
-def test_cpu_kernel_checks_values_before_it_writes(
-    active: list[int], steps: list[int], message: str
+def test_cpu_checks_values_before_it_writes(
+    active: list[int], steps: list[int], wrapper_message: str, kernel_message: str
 ) -> None:
     running = torch.zeros(4, 3)
-    with pytest.raises(RuntimeError, match=message):
-        ops.exit_step(
-            running,
-            torch.ones(2, 3),
-            torch.tensor(active),
-            0.5,
-            step=torch.tensor(steps),
-            criterion="probabilities",
-        )
+    logits, rows, counts = torch.ones(2, 3), torch.tensor(active), torch.tensor(steps)
+    with pytest.raises(ValueError, match=wrapper_message):
+        ops.exit_step(running, logits, rows, 0.5, step=counts, criterion="probabilities")
+    with pytest.raises(RuntimeError, match=kernel_message):
+        torch.ops.anchornet_ext.exit_step(running, logits, rows, None, 0.5, counts, 1, True)
     assert not running.any()
 
 

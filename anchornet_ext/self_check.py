@@ -1,0 +1,110 @@
+"""Every operator once, on small inputs, against its reference: does this build work here?
+
+For `anchornet doctor`, on machines that have no test suite. Each check raises AssertionError, or
+whatever the operator raises, if it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+
+
+def _normal(*shape: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator).to(device)
+
+
+def _exact(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def class_activation_map(device: torch.device) -> None:
+    """Against Eq. 2."""
+    features = _normal(2, 96, 5, 7, device=device)
+    weight = _normal(11, 96, device=device)
+    class_index = torch.tensor([10, 3], device=device)
+    torch.testing.assert_close(
+        ops.class_activation_map(features, weight, class_index),
+        reference.class_activation_map(features, weight, class_index),
+        rtol=3e-4,
+        atol=1e-5,
+    )
+
+
+def select_patches(device: torch.device) -> None:
+    """The same locations as the reference's, which runs on the CPU."""
+    cam = _normal(3, 17, 17, device=device)
+    expected = reference.select_patches(cam.cpu(), 4, 95, 8, 0.3)
+    for got, wanted in zip(ops.select_patches(cam, 4, 95, 8, 0.3), expected, strict=True):
+        _exact(got.cpu(), wanted)
+
+
+def _places(device: torch.device) -> tuple[Tensor, Tensor]:
+    """image_index (3,) and top_left (3, 2) of overlapping 4 x 5 patches in two 9 x 11 images."""
+    image_index = torch.tensor([1, 0, 1], device=device)
+    return image_index, torch.tensor([[0, 6], [5, 0], [2, 4]], device=device)
+
+
+def gather_patches(device: torch.device) -> None:
+    """Copies are exact."""
+    images = _normal(2, 3, 9, 11, device=device)
+    image_index, top_left = _places(device)
+    _exact(
+        ops.gather_patches(images, top_left, (4, 5), image_index),
+        reference.gather_patches(images, image_index, top_left, (4, 5)),
+    )
+
+
+def scatter_patches(device: torch.device) -> None:
+    """Sums are in a fixed order, so they are exact too."""
+    patches = _normal(3, 3, 4, 5, device=device)
+    image_index, top_left = _places(device)
+    _exact(
+        ops.scatter_patches(patches, top_left, (2, 3, 9, 11), image_index),
+        reference.scatter_patches(patches, image_index, top_left, (2, 3, 9, 11)),
+    )
+
+
+def scatter_patches_onto(device: torch.device) -> None:
+    """Copies are exact."""
+    base, patches = _normal(2, 3, 9, 11, device=device), _normal(3, 3, 4, 5, device=device)
+    image_index, top_left = _places(device)
+    _exact(
+        ops.scatter_patches_onto(base, patches, top_left, image_index),
+        reference.scatter_patches_onto(base, patches, image_index, top_left),
+    )
+
+
+def exit_step(device: torch.device) -> None:
+    """Sums, confidence, prediction and who stays."""
+    logits = 3 * _normal(4, 1000, device=device)
+    active = torch.tensor([5, 0, 3, 1], device=device)
+    running, expected_running = (torch.zeros(6, 1000, device=device) for _ in range(2))
+    got = ops.exit_step(running, logits, active, 0.2)
+    confidence, prediction, stay, num_stay = reference.exit_step(
+        expected_running, logits, active, 0.2
+    )
+    _exact(running, expected_running)
+    torch.testing.assert_close(got.confidence, confidence, rtol=1e-5, atol=0)
+    _exact(got.prediction, prediction)
+    _exact(got.active, stay)
+    _exact(got.num_active, num_stay)
+
+
+#: operator -> its check on a device
+CHECKS: dict[str, Callable[[torch.device], None]] = {
+    check.__name__: check
+    for check in (
+        class_activation_map,
+        select_patches,
+        gather_patches,
+        scatter_patches,
+        scatter_patches_onto,
+        exit_step,
+    )
+}
