@@ -1,7 +1,7 @@
 """Patch-based dynamic image classification: a glance, then a few localised patches.
 
-`ops` and `reference` are there at once. The models and the classifier are imported on first use,
-because they bring torchvision with them, which the operators do not need.
+`ops`, `reference` and `receptive_field` are there at once. The models and the classifier are
+imported on first use, because they bring torchvision, which the operators do not need.
 """
 
 from __future__ import annotations
@@ -9,31 +9,50 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import ops, reference
+from . import ops, receptive_field, reference
 from ._version import __version__
 
 if TYPE_CHECKING:
     from .data.transforms import Preprocessing
     from .inference import TwoStageClassifier
-    from .models import AnchorNet, FoldedAnchorNet, build_backbone
+    from .models import (
+        AnchorNet,
+        FoldedAnchorNet,
+        build_backbone,
+        count_macs,
+        load_released_anchornet,
+        load_released_classifier,
+    )
+    from .models.localise import Localisation, localise
 
 # public name -> the module that it is imported from on first use
 _LAZY = {
     "AnchorNet": ".models",
     "FoldedAnchorNet": ".models",
+    "Localisation": ".models",
     "Preprocessing": ".data.transforms",
     "TwoStageClassifier": ".inference",
     "build_backbone": ".models",
+    "count_macs": ".models",
+    "load_released_anchornet": ".models",
+    "load_released_classifier": ".models",
+    "localise": ".models",
 }
 
 __all__ = [
     "AnchorNet",
     "FoldedAnchorNet",
+    "Localisation",
     "Preprocessing",
     "TwoStageClassifier",
     "__version__",
     "build_backbone",
+    "count_macs",
+    "load_released_anchornet",
+    "load_released_classifier",
+    "localise",
     "ops",
+    "receptive_field",
     "reference",
 ]
 
