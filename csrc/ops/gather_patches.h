@@ -61,13 +61,13 @@ inline Tensor empty_patches(const Gather& gather, const Tensor& images, ScalarTy
 // x / 255 to the last bit without dividing: 1/255 in two parts of which the first is short enough
 // for its product with x to be exact. Written with separate roundings on every device: a fused
 // multiply-add would leave other low bits. Equal for all 256 values; the tests compare every one.
+constexpr float kUnitHigh = 0x1.01p-8f;      // 1/255 = 2^-8 (1 + 2^-8 + 2^-16 + ...)
+constexpr float kUnitLow = 0x1.010102p-24f;  // what is left of it
 ANCHORNET_HOST_DEVICE inline float unit_from_byte(float x) {
-  constexpr float kHigh = 0x1.01p-8f;      // 1/255 = 2^-8 (1 + 2^-8 + 2^-16 + ...)
-  constexpr float kLow = 0x1.010102p-24f;  // what is left of it
 #ifdef __CUDA_ARCH__
-  return __fadd_rn(__fmul_rn(x, kHigh), __fmul_rn(x, kLow));
+  return __fadd_rn(__fmul_rn(x, kUnitHigh), __fmul_rn(x, kUnitLow));
 #else
-  return x * kHigh + x * kLow;
+  return x * kUnitHigh + x * kUnitLow;
 #endif
 }
 

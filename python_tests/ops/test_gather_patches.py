@@ -115,6 +115,29 @@ def test_every_byte_is_normalised_like_the_reference(device: str) -> None:
 
 
 @on_devices
+@settings(deadline=None, max_examples=40)
+@given(
+    mean=st.floats(-2, 2, width=32),
+    std=st.floats(2.0**-20, 2.0**20, width=32) | st.floats(-4, -(2.0**-6), width=32),
+    channels_last=st.booleans(),
+)
+def test_any_statistics_give_the_reference(
+    device: str, mean: float, std: float, channels_last: bool
+) -> None:
+    """So many elements that kernels which divide in a quicker way for large inputs do it here."""
+    images = torch.arange(256, dtype=torch.uint8).repeat(1, 2, 70, 1)
+    zero = torch.zeros(1, 2, dtype=torch.int64)
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    means, stds = torch.tensor([mean, 0.5]), torch.tensor([std, 0.25])
+    patches = ops.gather_patches(
+        images.to(device), zero.to(device), (70, 256), mean=means, std=stds
+    )
+    expected = reference.gather_patches(images, zero[:, 0], zero, (70, 256), means, stds)
+    assert torch.equal(patches.cpu(), expected)
+
+
+@on_devices
 def test_one_patch_by_hand(device: str) -> None:
     images = torch.arange(24, dtype=torch.float32, device=device).reshape(1, 1, 4, 6)
     patches = ops.gather_patches(images, torch.tensor([[1, 2]], device=device), (2, 3))

@@ -1,12 +1,14 @@
 // gather_patches on the CPU. One output row at a time, in up to three steps on a run of pixels that
 // stays in the first-level cache: bring the run together, convert it, spread it out. What is not
-// needed is left out, so a plain copy between equal layouts is one memcpy a row.
+// needed is left out, so a plain copy between equal layouts is one copy a row.
 #include "ops/gather_patches.h"
 
 #include <cstring>
 #include <vector>
 
 #include "common/parallel.h"
+#include "ops/cpu/bytes_to_floats.h"
+#include "ops/cpu/rows.h"
 
 namespace anchornet::patches {
 namespace {
@@ -162,7 +164,7 @@ void store_strided_any(size_t word, const void* from, void* to, int64_t step, in
 class Converter {
  public:
   Converter(ScalarType from, ScalarType to, const std::optional<Tensor>& mean,
-            const std::optional<Tensor>& std)
+            const std::optional<Tensor>& std, int64_t per_channel)
       : from_(from), to_(to), normalises_(mean.has_value()) {
     if (!normalises_) return;
     read(*mean, mean_);
@@ -172,6 +174,12 @@ class Converter {
     }
     mean_float_.assign(mean_.begin(), mean_.end());
     std_float_.assign(std_.begin(), std_.end());
+    // To try all bytes costs as much as to convert some thousand.
+    constexpr int64_t kWorthTrying = 1 << 14;
+    if (from == ScalarType::Byte && to == ScalarType::Float && per_channel >= kWorthTrying &&
+        can_use_bytes_to_floats()) {
+      find_reciprocals();
+    }
   }
 
   bool is_copy() const { return from_ == to_ && !normalises_; }
@@ -193,6 +201,7 @@ class Converter {
     repeat(num_pixels, std_);
     repeat(num_pixels, mean_float_);
     repeat(num_pixels, std_float_);
+    if (!reciprocal_.empty()) repeat(num_pixels, reciprocal_);
   }
 
   // As gather_pack takes them; null where nothing is normalised.
@@ -231,7 +240,11 @@ class Converter {
 
   void apply(const char* from, char* to, int64_t count, Statistics statistics,
              int64_t first) const {
-    if (!normalises_) {
+    if (!reciprocal_.empty() && count >= kByteBlock) {
+      const int64_t step = statistics == Statistics::kEach ? 1 : 0;
+      bytes_to_floats(reinterpret_cast<const uint8_t*>(from), reinterpret_cast<float*>(to), count,
+                      {&mean_float_[first], &std_float_[first], &reciprocal_[first], step});
+    } else if (!normalises_) {
       convert_any(from_, from, to_, to, count, Statistics::kNone, nullptr, nullptr);
     } else if (to_ == ScalarType::Double) {
       convert_any(from_, from, to_, to, count, statistics, &mean_[first], &std_[first]);
@@ -240,21 +253,19 @@ class Converter {
     }
   }
 
+  // Keeps 1 / std if that is as good as to divide, for every channel.
+  void find_reciprocals() {
+    for (size_t c = 0; c < std_float_.size(); ++c) {
+      if (!quotients_are_exact(mean_float_[c], std_float_[c])) return reciprocal_.clear();
+      reciprocal_.push_back(1 / std_float_[c]);
+    }
+  }
+
   ScalarType from_, to_;
   bool normalises_;
   std::vector<double> mean_, std_;
-  std::vector<float> mean_float_, std_float_;
+  std::vector<float> mean_float_, std_float_, reciprocal_;
 };
-
-// Calls body(m, i, begin) for the rows [begin, end) of patches that have `rows` rows each.
-template <typename Body>
-void each_row(int64_t begin, int64_t end, int64_t rows, const Body& body) {
-  int64_t m = begin / rows, i = begin % rows;
-  for (int64_t item = begin; item < end; ++item) {
-    body(m, i, item);
-    if (++i == rows) i = 0, ++m;
-  }
-}
 
 struct Job {
   const Gather& gather;
@@ -270,47 +281,39 @@ struct Job {
                      place.column * gather.column_stride) *
                         static_cast<int64_t>(in_size);
   }
+  int64_t row_step() const { return gather.row_stride * static_cast<int64_t>(in_size); }
   int64_t row_cost() const {
     return gather.bounds.patch_width * static_cast<int64_t>(in_size + out_size);
   }
 };
 
-// Rows of one channel in the image, rows of one channel in the patch.
-void gather_planes(const Job& job) {
+// Equal layouts: rows of one channel, or rows of whole pixels, on both sides.
+void gather_runs(const Job& job, bool pixels) {
   const Gather& g = job.gather;
-  const int64_t height = g.bounds.patch_height, width = g.bounds.patch_width;
+  const int64_t planes = pixels ? 1 : g.channels, height = g.bounds.patch_height;
+  const int64_t run = g.bounds.patch_width * (pixels ? g.channels : 1);
+  const int64_t from_bytes = run * static_cast<int64_t>(job.in_size);
+  const int64_t to_bytes = run * static_cast<int64_t>(job.out_size);
+  const int64_t from_step = job.row_step();
   const bool copies = job.converter.is_copy();
+  const auto rows_of_plane = [&](int64_t m, int64_t channel, int64_t y, int64_t count,
+                                 int64_t item) {
+    const char* from = job.pixel(m, y) + channel * g.channel_stride * job.in_size;
+    char* to = job.patches + item * to_bytes;
+    for (int64_t row = 0; row < count; ++row, from += from_step, to += to_bytes) {
+      if (row + kRowsAhead < count) prefetch_run(from + kRowsAhead * from_step, from_bytes);
+      if (copies) {
+        copy_run(to, from, to_bytes);
+      } else if (pixels) {
+        job.converter.pixels(from, to, run);
+      } else {
+        job.converter(from, to, run, channel);
+      }
+    }
+  };
   parallel_over(
-      g.num_patches * g.channels * height, job.row_cost(), [&](int64_t begin, int64_t end) {
-        each_row(begin, end, g.channels * height, [&](int64_t m, int64_t i, int64_t r) {
-          const int64_t channel = i / height;
-          const char* from = job.pixel(m, i % height) + channel * g.channel_stride * job.in_size;
-          char* to = job.patches + r * width * job.out_size;
-          if (copies) {
-            std::memcpy(to, from, width * job.out_size);
-          } else {
-            job.converter(from, to, width, channel);
-          }
-        });
-      });
-}
-
-// Rows of pixels in the image, rows of pixels in the patch.
-void gather_pixels(const Job& job) {
-  const Gather& g = job.gather;
-  const int64_t height = g.bounds.patch_height, run = g.bounds.patch_width * g.channels;
-  const bool copies = job.converter.is_copy();
-  parallel_over(g.num_patches * height, g.channels * job.row_cost(),
-                [&](int64_t begin, int64_t end) {
-                  each_row(begin, end, height, [&](int64_t m, int64_t y, int64_t r) {
-                    char* to = job.patches + r * run * job.out_size;
-                    if (copies) {
-                      std::memcpy(to, job.pixel(m, y), run * job.out_size);
-                    } else {
-                      job.converter.pixels(job.pixel(m, y), to, run);
-                    }
-                  });
-                });
+      g.num_patches * planes * height, from_bytes + to_bytes,
+      [&](int64_t begin, int64_t end) { each_plane(begin, end, planes, height, rows_of_plane); });
 }
 
 constexpr int64_t kChunk = 256;  // pixels on the stack between two steps
@@ -328,7 +331,7 @@ void gather_pixels_to_planes(const Job& job) {
   parallel_over(
       g.num_patches * height, g.channels * job.row_cost(), [&](int64_t begin, int64_t end) {
         alignas(64) char run[3][kChunk * sizeof(double)];
-        each_row(begin, end, height, [&](int64_t m, int64_t y, int64_t) {
+        each_row(begin, end, 1, height, [&](int64_t m, int64_t, int64_t y, int64_t) {
           for (int64_t x = 0; x < width; x += kChunk) {
             const int64_t count = std::min(kChunk, width - x);
             const char* from = job.pixel(m, y) + x * g.column_stride * job.in_size;
@@ -362,7 +365,7 @@ void gather_planes_to_pixels(const Job& job) {
                 [&](int64_t begin, int64_t end) {
                   alignas(64) char run[3][kChunk * sizeof(double)];
                   const void* planes[3];
-                  each_row(begin, end, height, [&](int64_t m, int64_t y, int64_t r) {
+                  each_row(begin, end, 1, height, [&](int64_t m, int64_t, int64_t y, int64_t r) {
                     for (int64_t x = 0; x < width; x += kChunk) {
                       const int64_t count = std::min(kChunk, width - x);
                       const char* from = job.pixel(m, y) + x * job.in_size;
@@ -442,7 +445,8 @@ Tensor gather_patches(Tensor images, Tensor image_index, Tensor top_left, int64_
                                     std, dtype, channels_last);
   const std::vector<Place> places =
       checked_places("gather_patches", image_index, top_left, gather.bounds);
-  Converter converter(images.scalar_type(), dtype, mean, std);
+  Converter converter(images.scalar_type(), dtype, mean, std,
+                      gather.num_patches * patch_height * patch_width);
   Tensor patches = empty_patches(gather, images, dtype);
   if (patches.numel() == 0) return patches;
   const Job job{gather,
@@ -456,9 +460,9 @@ Tensor gather_patches(Tensor images, Tensor image_index, Tensor top_left, int64_
   const bool pixels = gather.channel_stride == 1 && gather.column_stride == gather.channels;
   if (channels_last && pixels) {
     converter.repeat(patch_width);
-    gather_pixels(job);
+    gather_runs(job, true);
   } else if (planes) {
-    channels_last ? gather_planes_to_pixels(job) : gather_planes(job);
+    channels_last ? gather_planes_to_pixels(job) : gather_runs(job, false);
   } else if (!channels_last && gather.channel_stride == 1) {
     gather_pixels_to_planes(job);
   } else {

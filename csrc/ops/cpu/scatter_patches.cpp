@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "common/parallel.h"
+#include "ops/cpu/rows.h"
 
 namespace anchornet::patches {
 namespace {
@@ -53,10 +54,10 @@ template <typename Row>
 void each_output_row(const Scatter& s, const Rows& rows, int64_t cost, const Row& row) {
   const int64_t height = s.bounds.height;
   parallel_over(s.bounds.num_images * rows.planes * height, cost, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t plane = item / height;
-      row(plane / rows.planes, plane % rows.planes, item % height, item * rows.length);
-    }
+    each_row(begin, end, rows.planes, height,
+             [&](int64_t image, int64_t plane, int64_t y, int64_t item) {
+               row(image, plane, y, item * rows.length);
+             });
   });
 }
 
@@ -165,9 +166,13 @@ void write_patches(const Scatter& s, const Bins& bins, const Tensor& base, const
     each_output_row(s, rows, rows.length * 2 * static_cast<int64_t>(sizeof(T)),
                     [&](int64_t image, int64_t plane, int64_t y, int64_t start) {
                       T* row = target + start;
-                      std::memcpy(row, under + start, rows.length * sizeof(T));
+                      const auto copy = [](T* to, const T* from, int64_t count) {
+                        copy_run(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(from),
+                                 count * static_cast<int64_t>(sizeof(T)));
+                      };
+                      copy(row, under + start, rows.length);
                       each_run(s, rows, bins, image, plane, y, [&](int64_t from, int64_t to) {
-                        std::memcpy(row + to, source + from, rows.run * sizeof(T));
+                        copy(row + to, source + from, rows.run);
                       });
                     });
     return;
