@@ -22,41 +22,67 @@ namespace {
 // Channels whose weights are held on the stack at a time.
 constexpr int64_t kChannelBlock = 512;
 // Channel planes read side by side, to load and store each output that much less often.
-constexpr int64_t kPlanes = 8;
+constexpr int64_t kPlanes = 4;
 // Pixels per pass over the channels: their outputs stay in the first-level cache.
-constexpr int64_t kPixelTile = 1024;
+constexpr int64_t kPixelTile = 512;
+// How far ahead of their reads loops prefetch, in bytes.
+constexpr int64_t kAhead = 8192;
+constexpr int64_t kCacheLine = 64;
 
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
 inline float widen(BFloat16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.x) << 16); }
 inline float widen(Half x) { return static_cast<float>(x); }
 
+// The hardware's own prefetcher loses time at the start of each of the many short stretches
+// (planes, pixels) that together are one long one. A prefetch may run past the end: it cannot
+// fault.
+[[gnu::always_inline]] inline void prefetch_ahead(const void* from, int64_t bytes) {
+  const char* line = static_cast<const char*>(from) + kAhead;
+  for (int64_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(line + i);
+}
+
 // ---- float16 -> float32. GCC does not vectorise the conversion, so it is spelled out. (The masked
 // form of the 512-bit one, with a full mask, because GCC 12 warns about its own header otherwise.)
 
+// Row r of `rows` is at x + r * x_stride and goes to y + r * y_stride.
+
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__)
-__attribute__((target("arch=x86-64-v4"))) void widen_halves(const Half* x, float* y, int64_t n) {
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
-    _mm512_storeu_ps(y + i, _mm512_maskz_cvtph_ps(0xffff, bits));
+__attribute__((target("arch=x86-64-v4"))) void widen_rows(const Half* x, int64_t x_stride, float* y,
+                                                          int64_t y_stride, int64_t rows,
+                                                          int64_t n) {
+  for (int64_t r = 0; r < rows; ++r, x += x_stride, y += y_stride) {
+    prefetch_ahead(x, n * static_cast<int64_t>(sizeof(Half)));
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+      const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
+      _mm512_storeu_ps(y + i, _mm512_maskz_cvtph_ps(0xffff, bits));
+    }
+    for (; i < n; ++i) y[i] = _cvtsh_ss(x[i].x);
   }
-  for (; i < n; ++i) y[i] = _cvtsh_ss(x[i].x);
 }
 
-__attribute__((target("arch=x86-64-v3"))) void widen_halves(const Half* x, float* y, int64_t n) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i));
-    _mm256_storeu_ps(y + i, _mm256_cvtph_ps(bits));
+__attribute__((target("arch=x86-64-v3"))) void widen_rows(const Half* x, int64_t x_stride, float* y,
+                                                          int64_t y_stride, int64_t rows,
+                                                          int64_t n) {
+  for (int64_t r = 0; r < rows; ++r, x += x_stride, y += y_stride) {
+    prefetch_ahead(x, n * static_cast<int64_t>(sizeof(Half)));
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+      const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i));
+      _mm256_storeu_ps(y + i, _mm256_cvtph_ps(bits));
+    }
+    for (; i < n; ++i) y[i] = _cvtsh_ss(x[i].x);
   }
-  for (; i < n; ++i) y[i] = _cvtsh_ss(x[i].x);
 }
 
 __attribute__((target("default")))
 #endif
-void widen_halves(const Half* x, float* y, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) y[i] = widen(x[i]);
+void widen_rows(const Half* x, int64_t x_stride, float* y, int64_t y_stride, int64_t rows,
+                int64_t n) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < n; ++i) y[r * y_stride + i] = widen(x[r * x_stride + i]);
+  }
 }
 
 // ---- Pixels contiguous: out[p] += sum_c weight[c] * x[c * channel_stride + p]
@@ -64,9 +90,11 @@ void widen_halves(const Half* x, float* y, int64_t n) {
 template <typename T, typename A>
 [[gnu::always_inline]] inline void add_planes(const T* x, int64_t channel_stride, const A* weight,
                                               int64_t channels, A* out, int64_t n) {
+  const bool together = channel_stride < 2 * n;  // the planes make one stretch, or nearly
   int64_t c = 0;
   for (; c + kPlanes <= channels; c += kPlanes) {
     const T* plane = x + c * channel_stride;
+    if (together) prefetch_ahead(plane, n * kPlanes * int64_t{sizeof(T)});
     for (int64_t p = 0; p < n; ++p) {
       A sum = out[p];
       for (int64_t k = 0; k < kPlanes; ++k) {
@@ -121,9 +149,7 @@ void add_planes_of(const Half* x, int64_t channel_stride, const float* weight, i
     const int64_t tile = std::min(kTile, n - p);
     for (int64_t c = 0; c < channels; c += kPlanes) {
       const int64_t planes = std::min(kPlanes, channels - c);
-      for (int64_t k = 0; k < planes; ++k) {
-        widen_halves(x + (c + k) * channel_stride + p, wide + k * kTile, tile);
-      }
+      widen_rows(x + c * channel_stride + p, channel_stride, wide, kTile, planes, tile);
       add_planes_float(wide, kTile, weight + c, planes, out + p, tile);
     }
   }
@@ -204,7 +230,10 @@ template <typename A>
     for (int64_t k = 0; k < 4; ++k) pixel[k] = x + (p + std::min(k, pixels - 1)) * step;
     typename Lanes<A>::Type sums[4] = {};
     for (int64_t c = 0; c < whole; c += kLanes) {
-      for (int k = 0; k < 4; ++k) multiply_add<A>(sums[k], weight + c, pixel[k] + c);
+      for (int k = 0; k < 4; ++k) {
+        prefetch_ahead(pixel[k] + c, kCacheLine);
+        multiply_add<A>(sums[k], weight + c, pixel[k] + c);
+      }
     }
     if (whole < channels) {
       for (int k = 0; k < 4; ++k) {
@@ -266,6 +295,7 @@ ANCHORNET_CLONES void add_dots_bfloat16(const BFloat16* x, int64_t step, const f
       load(odd_weight, ordered + c + kLanes);
       for (int k = 0; k < 4; ++k) {
         Bits words = {};
+        prefetch_ahead(pixel[k] + c, kCacheLine);
         if (c < whole) {
           load(words, pixel[k] + c);
         } else {
@@ -297,10 +327,8 @@ void add_dots_of(const Half* x, int64_t step, const float* weight, int64_t chann
   float wide[kTile * kChannelBlock];
   for (int64_t p = 0; p < n; p += kTile) {
     const int64_t pixels = std::min(kTile, n - p);
-    for (int64_t k = 0; k < pixels; ++k) {
-      widen_halves(x + (p + k) * step, wide + k * kChannelBlock, channels);
-    }
-    add_dots_float(wide, kChannelBlock, weight, channels, out + p, pixels);
+    widen_rows(x + p * step, step, wide, channels, pixels, channels);
+    add_dots_float(wide, channels, weight, channels, out + p, pixels);
   }
 }
 
