@@ -153,14 +153,14 @@ def test_opcheck_with_gradients():
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_results_do_not_depend_on_the_batch_or_the_threads(dtype, layout, device):
     features, weight, class_index = make((5, 67, 13, 11), dtype, device=device)
     features = LAYOUTS[layout](features)
     together = ops.class_activation_map(features, weight, class_index)
     threads = torch.get_num_threads()
     try:
-        for count in (1, 2, 3):
+        for count in (1, 3):
             torch.set_num_threads(count)
             alone = [
                 ops.class_activation_map(features[b : b + 1], weight, class_index[b : b + 1])
