@@ -111,10 +111,10 @@ def test_weights_of_any_dtype(dtype, weight_dtype, weight_layout, device):
 
 
 @st.composite
-def arguments(draw, max_pixels=9):
+def arguments(draw, max_pixels=9, min_size=0):
     sizes = (
-        draw(st.integers(0, 4)),
-        draw(st.integers(0, 70)),
+        draw(st.integers(min_size, 4)),
+        draw(st.integers(min_size, 70)),
         draw(st.integers(1, max_pixels)),
         draw(st.integers(1, max_pixels)),
     )
@@ -139,7 +139,7 @@ def test_equals_reference_for_any_arguments(case):
 
 
 @settings(max_examples=8, deadline=None)
-@given(arguments(max_pixels=3))
+@given(arguments(max_pixels=3, min_size=1))  # opcheck itself fails on the strides of empty tensors
 def test_opcheck(case):
     torch.library.opcheck(RAW.default, case)
 

@@ -107,7 +107,7 @@ def test_equals_reference_for_any_arguments(case):
 
 
 @settings(max_examples=6, deadline=None)
-@given(arguments())
+@given(arguments(min_batch=1))  # opcheck itself fails on the strides of some empty tensors
 def test_opcheck(case):
     cam, num_patches, patch_size, stride, thresholds = case
     thresholds = thresholds if isinstance(thresholds, list) else [thresholds]
