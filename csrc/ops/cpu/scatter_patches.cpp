@@ -90,24 +90,23 @@ ANCHORNET_CLONES void add_run(const BFloat16* run, float* sum, int64_t n) { add(
 template <typename T>
 void sum_rows(const Scatter& s, const Bins& bins, const T* patches, T* images) {
   const Rows rows(s);
-  each_output_row(s, rows, rows.length * static_cast<int64_t>(sizeof(T)),
-                  [&](int64_t image, int64_t plane, int64_t y, int64_t start) {
-                    if constexpr (std::is_same_v<T, Accumulate<T>>) {
-                      T* row = images + start;
-                      std::memset(row, 0, rows.length * sizeof(T));
-                      each_run(s, rows, bins, image, plane, y, [&](int64_t from, int64_t to) {
-                        add_run(patches + from, row + to, rows.run);
-                      });
-                    } else {
-                      static thread_local std::vector<float> sums;
-                      sums.assign(rows.length, 0);
-                      each_run(s, rows, bins, image, plane, y, [&](int64_t from, int64_t to) {
-                        add_run(patches + from, sums.data() + to, rows.run);
-                      });
-                      for (int64_t i = 0; i < rows.length; ++i)
-                        images[start + i] = static_cast<T>(sums[i]);
-                    }
-                  });
+  each_output_row(
+      s, rows, rows.length * static_cast<int64_t>(sizeof(T)),
+      [&](int64_t image, int64_t plane, int64_t y, int64_t start) {
+        if constexpr (std::is_same_v<T, Accumulate<T>>) {
+          T* row = images + start;
+          clear_run(reinterpret_cast<char*>(row), rows.length * static_cast<int64_t>(sizeof(T)));
+          each_run(s, rows, bins, image, plane, y,
+                   [&](int64_t from, int64_t to) { add_run(patches + from, row + to, rows.run); });
+        } else {
+          static thread_local std::vector<float> sums;
+          sums.assign(rows.length, 0);
+          each_run(s, rows, bins, image, plane, y, [&](int64_t from, int64_t to) {
+            add_run(patches + from, sums.data() + to, rows.run);
+          });
+          for (int64_t i = 0; i < rows.length; ++i) images[start + i] = static_cast<T>(sums[i]);
+        }
+      });
 }
 
 // Any strides: element by element, as the CUDA kernels do.
