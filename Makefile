@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo test test-second-torch lint format bench clean
+.PHONY: help setup demo test test-second-torch check-wheel lint format bench clean
 help:
 	@sed -n 's/^# //p' Makefile | head -6
 
@@ -41,6 +41,11 @@ test: setup
 # The library built here, unrebuilt, under another torch.
 test-second-torch: setup
 	$(BIN)/python python_tests/native/second_torch.py
+
+# A clean build of the wheel, installed into an empty folder. BUILD_NO_CUDA and the other switches of
+# docs/install.md apply.
+check-wheel: setup
+	$(BIN)/python python_tests/native/check_wheel.py
 
 lint: setup
 	$(BIN)/ruff check .
