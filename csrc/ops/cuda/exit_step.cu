@@ -107,7 +107,10 @@ __device__ void read_row(const L* __restrict__ x, int64_t stride, int32_t n, int
     }
     done = vectors * kVector;
   }
-  for (int32_t i = done + lane; i < n; i += kThreads) body(x[i * stride], i);
+  // 64 bits: the step beyond the last of nearly 2^31 classes does not fit into 32.
+  for (int64_t i = int64_t{done} + lane; i < n; i += kThreads) {
+    body(x[i * stride], static_cast<int32_t>(i));
+  }
 }
 
 // body(sum, logit, class) for the classes of this thread; it may change the sum.
@@ -142,8 +145,8 @@ __device__ void update_row(R* __restrict__ total, int64_t total_stride, const L*
     }
     done = vectors * kVector;
   }
-  for (int32_t i = done + lane; i < n; i += kThreads) {
-    body(total[i * total_stride], x[i * stride], i);
+  for (int64_t i = int64_t{done} + lane; i < n; i += kThreads) {
+    body(total[i * total_stride], x[i * stride], static_cast<int32_t>(i));
   }
 }
 
