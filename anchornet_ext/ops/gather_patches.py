@@ -49,7 +49,8 @@ def gather_patches(
         image_index: (M,) int64, the image of each patch.
         mean: (C,) floating point, in units of [0, 1] for uint8 images; together with `std`. It is a
             constant here: it may not require a gradient.
-        std: (C,) likewise, without a zero.
+        std: (C,) likewise, without a zero. Give both as tensors on the images' device inside a CUDA
+            graph: numbers have to be copied there, which a capture does not allow.
         dtype: of the patches; by default that of the images, or float32 for normalised uint8.
             uint8 images may stay uint8 or become floating point; floating point stays so.
         memory_format: torch.contiguous_format or torch.channels_last; by default that of the images
