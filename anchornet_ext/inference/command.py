@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from anchornet_ext._files import write_whole
 from anchornet_ext.data.crop_geometry import CropGeometry
 from anchornet_ext.data.photos import PHOTO_SUFFIXES, read_photo
 from anchornet_ext.data.transforms import to_uint8_tensor
@@ -22,7 +23,6 @@ from anchornet_ext.data.transforms import to_uint8_tensor
 from .overlay import draw_overlay
 from .prediction import Prediction, explain, predict_batch
 from .report import JsonReport, Report, TableReport
-from .storage import write_whole
 from .two_stage import TwoStageClassifier
 
 DEFAULT_MODEL = "caltech101"

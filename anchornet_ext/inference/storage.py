@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from anchornet_ext._files import write_whole
 from anchornet_ext.data.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -182,24 +181,6 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}: update the package"
         )
     return config
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes `content` beside `path` and moves it there, so that no reader sees a part of it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp lets only the owner read; a saved file follows the umask like any other.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _stored(module: nn.Module, dtype: torch.dtype | None, part: str) -> dict[str, Tensor]:
