@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import needs_cuda
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tiny_networks import CLASSES, noise, tiny_classifier
@@ -297,8 +298,7 @@ def test_reference_averages_probabilities() -> None:
     assert probabilities[0].item() == pytest.approx((0.5 + 1 / (1 + math.exp(-2))) / 2)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 @pytest.mark.parametrize("criterion", ["logits", "probabilities"])
 def test_cuda_equals_cpu(criterion: Any) -> None:
     model = tiny_classifier(1, dtype=torch.float64, criterion=criterion)

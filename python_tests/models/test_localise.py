@@ -4,20 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from devices import on_devices
 
 from anchornet_ext import reference
 from anchornet_ext.models import AnchorNet, localise
-
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.cuda,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-        ],
-    ),
-]
 
 
 @pytest.fixture(params=["plain", "folded"])
@@ -29,7 +19,7 @@ def anchor(request):
     return plain, (plain if request.param == "plain" else plain.fold())
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @torch.no_grad()
 def test_map_is_equation_2_up_to_a_constant_and_patches_are_those_of_the_specification(
     anchor, device

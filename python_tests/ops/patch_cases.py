@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis.strategies as st
-import pytest
 import torch
 from torch import Tensor
 
@@ -20,17 +19,6 @@ LAYOUTS = (
     "every other column",
     "transposed",
 )
-DEVICES = (
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.cuda,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-        ],
-    ),
-)
-on_devices = pytest.mark.parametrize("device", DEVICES)
 
 
 def random_images(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from devices import AVAILABLE_DEVICES, needs_cuda, on_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,17 +15,6 @@ from torch import Tensor
 from anchornet_ext import ops, reference
 
 RAW = torch.ops.anchornet_ext.class_activation_map
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.cuda,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-        ],
-    ),
-]
-AVAILABLE_DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 # Both sides multiply the same numbers and add in float32 (float64), in another order.
 TOLERANCE = {
@@ -80,7 +70,7 @@ def check(features: Tensor, weight: Tensor, class_index: Tensor) -> Tensor:
 # ---- values
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
@@ -100,7 +90,7 @@ def test_equals_reference(shape, dtype, layout, device):
     check(LAYOUTS[layout](features), weight, class_index)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize("weight_layout", WEIGHT_LAYOUTS)
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -151,7 +141,7 @@ def test_opcheck_with_gradients():
     )
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_results_do_not_depend_on_the_batch_or_the_threads(dtype, layout, device):
@@ -172,7 +162,7 @@ def test_results_do_not_depend_on_the_batch_or_the_threads(dtype, layout, device
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_accumulates_in_float32(dtype, layout, device):
@@ -184,7 +174,7 @@ def test_accumulates_in_float32(dtype, layout, device):
     assert (result == 5000).all()
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_special_values_stay_where_they_are(dtype, layout, device):
@@ -204,7 +194,7 @@ def test_special_values_stay_where_they_are(dtype, layout, device):
     torch.testing.assert_close(result[special].float(), expected[special], equal_nan=True)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 def test_every_float16_number_is_read_exactly(device):
     values = torch.arange(1 << 16).to(torch.int32).to(torch.int16).view(torch.float16).to(device)
     weight = torch.ones(1, 1, device=device)
@@ -213,7 +203,7 @@ def test_every_float16_number_is_read_exactly(device):
     torch.testing.assert_close(result, values.float(), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0)])
 def test_empty(shape, device):
     features, weight, class_index = make(shape, device=device)
@@ -221,13 +211,13 @@ def test_empty(shape, device):
     assert result.shape == (shape[0], *shape[2:])
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 def test_no_images_and_no_classes(device):
     features, weight, class_index = make((0, 3, 4, 5), device=device)
     assert ops.class_activation_map(features, weight[:0], class_index).shape == (0, 4, 5)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize("expanded", [0, 1, 2, 3])
 def test_expanded_features(expanded, device):
     shape = [3, 20, 5, 6]
@@ -237,7 +227,7 @@ def test_expanded_features(expanded, device):
     check(features.expand(shape), weight, class_index)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 def test_offsets_beyond_two_to_the_31_bytes(device):
     # Only the pages that are used become real memory on the CPU.
     step = 1 << 30
@@ -252,7 +242,7 @@ def test_offsets_beyond_two_to_the_31_bytes(device):
         )
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 def test_strided_class_index(device):
     features, weight, class_index = make((6, 3, 4, 5), device=device)
     spread = torch.full((6, 3), -1, dtype=torch.int64, device=device)
@@ -263,7 +253,7 @@ def test_strided_class_index(device):
 # ---- gradients
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_gradients(layout, device):
     features, weight, class_index = make((4, 3, 2, 3), torch.float64, device=device, classes=3)
@@ -273,7 +263,7 @@ def test_gradients(layout, device):
     assert torch.autograd.gradgradcheck(ops.class_activation_map, inputs)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
@@ -298,7 +288,7 @@ def test_no_gradient_is_recorded_where_none_is_wanted():
 # ---- autocast, fake tensors, compilation
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_autocast_leaves_the_features_as_they_are(dtype, device):
     features, weight, class_index = make((2, 40, 5, 6), dtype, torch.float32, device)
@@ -312,7 +302,7 @@ def test_autocast_leaves_the_features_as_they_are(dtype, device):
     assert features.grad.dtype == dtype
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiles_as_one_graph(dtype, device):
     def loss(features, weight, class_index):
@@ -329,8 +319,7 @@ def test_compiles_as_one_graph(dtype, device):
             torch.testing.assert_close(got, want)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_cuda
 def test_does_not_wait_for_the_device():
     features, weight, class_index = make((4, 96, 17, 17), device="cuda")
     ops.class_activation_map(features, weight, class_index)
@@ -402,8 +391,7 @@ def test_class_out_of_range(wrong):
     assert ops.class_activation_map(*GOOD, validate=True).shape == (2, 4, 5)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_cuda
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_cuda_clamps_the_class(layout):
     features, weight, _ = make((4, 40, 5, 6), device="cuda")

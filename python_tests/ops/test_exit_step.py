@@ -7,24 +7,14 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
+from devices import needs_cuda, on_devices
 from hypothesis import given, settings
 from torch import Tensor
 
 from anchornet_ext import ops, reference
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.cuda,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-        ],
-    ),
-]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 CRITERIA = ["logits", "probabilities"]
-on_devices = pytest.mark.parametrize("device", DEVICES)
 
 
 def with_strides(x: Tensor, layout: str) -> Tensor:
@@ -458,8 +448,7 @@ def test_kernels_check_without_the_wrapper(
         torch.ops.anchornet_ext.exit_step(*arguments)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_cuda
 class TestCuda:
     def test_rows_out_of_range_drop_out_and_nothing_else_changes(self) -> None:
         running = torch.zeros(4, 300, device="cuda")

@@ -7,15 +7,14 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
+from devices import on_cuda, on_devices
 from hypothesis import given, settings
 from patch_cases import (
-    DEVICES,
     FLOATS,
     FORMATS,
     LAYOUTS,
     is_in_format,
     lay_out,
-    on_devices,
     patch_places,
     random_images,
     sizes,
@@ -322,7 +321,7 @@ def test_index_on_another_device_is_refused() -> None:
         ops.gather_patches(IMAGES, CORNERS, 3, INDEX.to("meta"))
 
 
-@pytest.mark.parametrize("device", DEVICES[1:])
+@on_cuda
 def test_cuda_moves_patches_inside_unless_asked_to_validate(device: str) -> None:
     images = torch.arange(2 * 1 * 5 * 6.0).reshape(2, 1, 5, 6).to(device)
     corners = torch.tensor([[-3, 2], [9, 2**40], [1, 1]], device=device)

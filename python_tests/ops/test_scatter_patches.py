@@ -8,15 +8,14 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
+from devices import on_cuda, on_devices
 from hypothesis import given, settings
 from patch_cases import (
-    DEVICES,
     FLOATS,
     FORMATS,
     LAYOUTS,
     is_in_format,
     lay_out,
-    on_devices,
     patch_places,
     random_images,
     sizes,
@@ -313,7 +312,7 @@ def test_operators_refuse_a_bad_target() -> None:
             RAW_ONTO(base=base, **GOOD)
 
 
-@pytest.mark.parametrize("device", DEVICES[1:])
+@on_cuda
 def test_cuda_moves_patches_inside_unless_asked_to_validate(device: str) -> None:
     patches = torch.arange(3 * 6.0, device=device).reshape(3, 1, 2, 3)
     corners = torch.tensor([[-3, 2], [9, 2**40], [1, 1]], device=device)

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from devices import AVAILABLE_DEVICES, needs_cuda, on_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,17 +16,6 @@ from anchornet_ext import ops, reference
 from anchornet_ext.reference.select_patches import iou
 
 RAW = torch.ops.anchornet_ext.select_patches
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.cuda,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-        ],
-    ),
-]
-AVAILABLE_DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 # Few values, so that ties are the rule, and the ones with an order of their own.
 VALUES = [0.0, -0.0, 1.0, -1.0, 2.5, math.inf, -math.inf, math.nan]
@@ -154,7 +144,7 @@ def test_images_do_not_depend_on_each_other(case, random):
 # ---- cases
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.3, 1.0, [0.3, 0.3, 0.1, 0.5]])
 def test_the_papers_grid(dtype, threshold, device):
@@ -163,7 +153,7 @@ def test_the_papers_grid(dtype, threshold, device):
     check(cam, 4, 95, 8, threshold)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 def test_a_worked_example(device):
     # 2 x 2 patches, one pixel apart: neighbours share 2 of 6 pixels, diagonal ones 1 of 7.
     cam = cam_of([[9.0, 8.0, 1.0], [7.0, 6.0, 2.0], [3.0, 4.0, 5.0]], device)
@@ -181,7 +171,7 @@ def test_a_worked_example(device):
     assert result.num_qualified.tolist() == [4]
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize(("rows", "columns"), [(0, 1), (1, 0), (1, 1), (2, 1), (3, 3)])
 @pytest.mark.parametrize("patch_size", [7, 95, 46340, 46341, (1 << 26) - 1, 1 << 26])
 def test_thresholds_at_the_iou_of_two_patches(patch_size, rows, columns, device):
@@ -207,7 +197,7 @@ def test_reference_iou_is_the_rounded_fraction():
         assert iou((0, 0), (rows, columns), patch_size, 1) == float(exact)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_order_of_special_values(dtype, device):
     row = [math.nan, -math.inf, -0.0, 0.0, math.inf, math.nan, 3.0, math.inf, -1.0]
@@ -225,7 +215,7 @@ def test_negative_nan_is_last_as_well():
     assert ops.select_patches(cam, 4, 1, 1, 0.5).index.tolist() == [[2, 3, 0, 1]]
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize("value", [0.0, math.nan, -math.inf, math.inf])
 def test_equal_activations_go_by_index(value, device):
     cam = torch.full((2, 5, 6), value, device=device)
@@ -234,7 +224,7 @@ def test_equal_activations_go_by_index(value, device):
     check(cam, 7, 4, 1, 0.2)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize("shape", [(0, 5, 5), (4, 1, 1), (2, 1, 9), (2, 9, 1), (3, 2, 13)])
 @pytest.mark.parametrize("threshold", [0, 0.25, 1])
 def test_shapes(shape, threshold, device):
@@ -245,7 +235,7 @@ def test_shapes(shape, threshold, device):
             check(cam, num_patches, patch_size, stride, threshold)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("threshold", [0.3, 0.0, [0.4, 0.1, 0.3]])
 @pytest.mark.parametrize("patch_size", [95, 50000])  # intersections of 32 and of 64 bits
@@ -255,7 +245,7 @@ def test_grids_larger_than_shared_memory(patch_size, threshold, dtype, device):
     check(cam, 3, patch_size, patch_size // 12, threshold)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 def test_more_images_than_blocks_with_global_state(device):
     generator = torch.Generator().manual_seed(0)
     cam = torch.randn(3, 80, 80, generator=generator).to(device)
@@ -265,7 +255,7 @@ def test_more_images_than_blocks_with_global_state(device):
         assert torch.equal(got, want.repeat(400, *[1] * (want.ndim - 1)))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 def test_more_thresholds_than_kernel_arguments(device):
     generator = torch.Generator().manual_seed(0)
     cam = torch.randn(2, 9, 9, generator=generator).to(device)
@@ -273,7 +263,7 @@ def test_more_thresholds_than_kernel_arguments(device):
     check(cam, 81, 20, 8, thresholds)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 def test_thresholds_that_rise_and_fall(device):
     generator = torch.Generator().manual_seed(1)
     cam = torch.randn(8, 7, 7, generator=generator).to(device)
@@ -286,7 +276,7 @@ def test_thresholds_that_rise_and_fall(device):
             assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 def test_extreme_sizes(device):
     cam = torch.arange(12.0, device=device).view(1, 3, 4)
     check(cam, 12, 1 << 26, 1 << 31, 0.5)
@@ -294,7 +284,7 @@ def test_extreme_sizes(device):
     check(cam, 12, 1 << 26, 1 << 24, 0.2)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 def test_results_repeat_with_any_number_of_threads(device):
     cam = torch.randn(64, 17, 17, generator=torch.Generator().manual_seed(0)).to(device)
     expected = ops.select_patches(cam, 4, 95, 8)
@@ -322,7 +312,7 @@ def test_integers_carry_no_gradient():
     assert int(cam.grad.count_nonzero()) == 6
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_devices
 def test_compiles_as_one_graph(device):
     def pick(cam):
         selection = ops.select_patches(cam * 2, 3, 20, 8, [0.3, 0.2, 0.1])
@@ -335,8 +325,7 @@ def test_compiles_as_one_graph(device):
             assert torch.equal(got, want)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_cuda
 def test_does_not_wait_for_the_device():
     cam = torch.randn(4, 9, 9, device="cuda")
     thresholds = [0.3 + j / 200 for j in range(81)]

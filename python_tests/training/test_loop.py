@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import environment
+from devices import needs_cuda
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -201,8 +202,7 @@ def test_compiled_training_is_the_same(
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@needs_cuda
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_a_gpu_trains_as_the_cpu_does(photos: Path, tmp_path: Path, amp: str) -> None:
     gpu = fit(photos, tmp_path / "gpu", world=World(0, 1, torch.device("cuda", 0)), amp=amp)
