@@ -19,6 +19,12 @@ using BFloat16 = torch::headeronly::BFloat16;
 using Half = torch::headeronly::Half;
 using ScalarType = torch::headeronly::ScalarType;
 
+// The floating-point types that the kernels take.
+inline bool is_float_type(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
+
 // "(2, 3, 17)", for error messages.
 inline std::string shape_of(const Tensor& t) {
   std::string text = "(";

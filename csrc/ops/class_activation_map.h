@@ -7,11 +7,6 @@
 
 namespace anchornet::cam {
 
-inline bool is_floating(ScalarType type) {
-  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-         type == ScalarType::BFloat16;
-}
-
 // Everything that can be checked without reading a tensor's values.
 inline void check_arguments(const Tensor& features, const Tensor& weight,
                             const Tensor& class_index) {
@@ -25,12 +20,12 @@ inline void check_arguments(const Tensor& features, const Tensor& weight,
   STD_TORCH_CHECK(class_index.dim() == 1 && class_index.size(0) == features.size(0),
                   "class_activation_map: class_index must be (B,) with B = ", features.size(0),
                   " as in features, got shape ", shape_of(class_index));
-  STD_TORCH_CHECK(is_floating(features.scalar_type()),
+  STD_TORCH_CHECK(is_float_type(features.scalar_type()),
                   "class_activation_map: features must be float32, float64, float16 or bfloat16, "
                   "got ",
                   toString(features.scalar_type()));
   STD_TORCH_CHECK(
-      is_floating(weight.scalar_type()),
+      is_float_type(weight.scalar_type()),
       "class_activation_map: weight must be float32, float64, float16 or bfloat16, got ",
       toString(weight.scalar_type()));
   STD_TORCH_CHECK(class_index.scalar_type() == ScalarType::Long,

@@ -77,11 +77,6 @@ ANCHORNET_HOST_DEVICE inline T mean_probability(T sum, int64_t step) {
   return step >= 1 ? sum / static_cast<T>(step) : std::numeric_limits<T>::quiet_NaN();
 }
 
-inline bool is_floating(ScalarType type) {
-  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-         type == ScalarType::BFloat16;
-}
-
 // The type of the arithmetic and of the confidence: float32 for half precision.
 inline ScalarType accumulate_type(ScalarType running) {
   return running == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -99,10 +94,10 @@ inline void check(const Tensor& running, const Tensor& logits, const Tensor& act
       logits.dim() == 2 && logits.size(0) == active.size(0) && logits.size(1) == running.size(1),
       "exit_step: logits must be (A, n) = (", active.size(0), ", ", running.size(1), "), got ",
       shape_of(logits));
-  STD_TORCH_CHECK(is_floating(running.scalar_type()),
+  STD_TORCH_CHECK(is_float_type(running.scalar_type()),
                   "exit_step: running must be float32, float64, float16 or bfloat16, got ",
                   torch::headeronly::toString(running.scalar_type()));
-  STD_TORCH_CHECK(is_floating(logits.scalar_type()),
+  STD_TORCH_CHECK(is_float_type(logits.scalar_type()),
                   "exit_step: logits must be float32, float64, float16 or bfloat16, got ",
                   torch::headeronly::toString(logits.scalar_type()));
   STD_TORCH_CHECK(active.scalar_type() == ScalarType::Long, "exit_step: active must be int64, got ",

@@ -73,11 +73,6 @@ ANCHORNET_HOST_DEVICE inline DivMod divmod(int64_t number, int64_t divisor) {
 
 inline std::string text_of(ScalarType type) { return torch::headeronly::toString(type); }
 
-inline bool is_float_type(ScalarType type) {
-  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-         type == ScalarType::BFloat16;
-}
-
 // Throws unless image_index is (M) and top_left (M, 2), both int64 and on the device of `with`.
 inline void check_place_tensors(const char* op, const Tensor& image_index, const Tensor& top_left,
                                 const Tensor& with) {
