@@ -85,9 +85,9 @@ def exit_step(device: torch.device) -> None:
     logits = 3 * _normal(4, 1000, device=device)
     active = torch.tensor([5, 0, 3, 1], device=device)
     running, expected_running = (torch.zeros(6, 1000, device=device) for _ in range(2))
-    got = ops.exit_step(running, logits, active, 0.2)
+    got = ops.exit_step(running, logits, active, 0.2, temperature=1.5)
     confidence, prediction, stay, num_stay = reference.exit_step(
-        expected_running, logits, active, 0.2
+        expected_running, logits, active, 0.2, temperature=1.5
     )
     _exact(running, expected_running)
     torch.testing.assert_close(got.confidence, confidence, rtol=1e-5, atol=0)

@@ -33,6 +33,7 @@ def exit_step(
     threshold: float | Tensor,
     *,
     step: int | Tensor = 1,
+    temperature: float | Tensor = 1.0,
     criterion: str = "logits",
     validate: bool = False,
 ) -> ExitStep:
@@ -40,9 +41,10 @@ def exit_step(
 
     For every image i of `active`, with z_i its row of `running` after the addition (Algorithm 1):
 
-    - criterion "logits": z_i += logits_i; confidence = max softmax(z_i), as in the authors' code.
-    - criterion "probabilities": z_i += softmax(logits_i); confidence = max(z_i) / step, the mean of
-      the probabilities, as in the paper's text.
+    - criterion "logits": z_i += logits_i; confidence = max softmax(z_i / temperature), as in the
+      authors' code for a temperature of 1. The sum itself is not divided.
+    - criterion "probabilities": z_i += softmax(logits_i / temperature); confidence =
+      max(z_i) / step, the mean of the probabilities, as in the paper's text.
 
     An image leaves when confidence > threshold. A NaN confidence or threshold never leaves. Nothing
     waits for the GPU: the number of images that stay is a tensor. Not differentiable: the results
@@ -58,11 +60,14 @@ def exit_step(
         threshold: one confidence for all images or a tensor () or (A), aligned with `active`.
         step: how many inputs the images have seen with this one, at least 1: an int or an integer
             tensor () or (A). Used by criterion "probabilities" only.
+        temperature: above 1 makes the images less sure, below 1 surer; positive and finite: a float
+            or a tensor () or (A), used in the type of the confidence. 1 changes no bit.
         criterion: "logits" or "probabilities".
-        validate: check the values of `active` and `step` on CUDA too, which waits for the GPU. The
-            CPU kernel always checks them, before it writes anything. Unchecked on CUDA, rows out of
-            range are left alone and drop out (confidence NaN, prediction -1), a step below 1 gives
-            confidence NaN, and which sum a repeated row ends up with is undefined.
+        validate: check the values of `active`, `step` and `temperature` on CUDA too, which waits
+            for the GPU. The CPU kernel always checks them, before it writes anything. Unchecked on
+            CUDA, rows out of range are left alone and drop out (confidence NaN, prediction -1), a
+            step below 1 gives confidence NaN, a wrong temperature does too (and under
+            "probabilities" a sum of NaN), and which sum a repeated row ends up with is undefined.
 
     Returns:
         ExitStep: confidence (A), prediction (A), active (A) and num_active ().
@@ -70,15 +75,19 @@ def exit_step(
     Raises:
         TypeError: a dtype that is not listed, or step not an integer.
         ValueError: shapes that do not fit, an unknown criterion, tensors on several devices,
-            `running` expanded or requiring a gradient, a step below 1; on the CPU or with
+            `running` expanded or requiring a gradient, a step below 1, a temperature that is not
+            positive and finite (tensors of them on the CPU or with `validate`); on the CPU or with
             `validate`, rows out of range or repeated. Nothing has been written then.
         ImportError: the native library, or its CUDA half for CUDA tensors, does not load.
     """
     _check(running, logits, active, criterion)
-    thresholds, fixed_threshold = _per_image_threshold(threshold, running, active)
+    thresholds, fixed_threshold = _per_image_float("threshold", threshold, running, active)
     steps, fixed_step = _per_image_step(step, running, active)
+    temperatures, fixed_temperature = _per_image_float("temperature", temperature, running, active)
+    if temperatures is None:
+        _check_temperature(fixed_temperature, torch.promote_types(running.dtype, torch.float32))
     if validate:
-        _check_values(active, running.shape[0], steps)
+        _check_values(active, running.shape[0], steps, temperatures)
     _extension.require_device(running.device)
     arguments = (
         running,
@@ -88,6 +97,8 @@ def exit_step(
         fixed_threshold,
         steps,
         fixed_step,
+        temperatures,
+        fixed_temperature,
         criterion == "probabilities",
     )
     if torch.compiler.is_compiling() or running.is_cuda:
@@ -96,7 +107,7 @@ def exit_step(
         return ExitStep(*torch.ops.anchornet_ext.exit_step(*arguments))
     except RuntimeError:
         # The kernel has found a bad value and written nothing: say which as a ValueError.
-        _check_values(active, running.shape[0], steps)
+        _check_values(active, running.shape[0], steps, temperatures)
         raise
 
 
@@ -143,15 +154,16 @@ def _per_image(name: str, value: Tensor, running: Tensor, active: Tensor) -> Ten
     return value.detach().expand(active.shape[0]) if value.dim() == 0 else value.detach()
 
 
-def _per_image_threshold(
-    threshold: float | Tensor, running: Tensor, active: Tensor
+def _per_image_float(
+    name: str, value: float | Tensor, running: Tensor, active: Tensor
 ) -> tuple[Tensor | None, float]:
-    if not isinstance(threshold, Tensor):
-        return None, float(threshold)
-    if not threshold.is_floating_point():
-        raise TypeError(f"threshold must be floating point, got {threshold.dtype}")
-    thresholds = _per_image("threshold", threshold, running, active)
-    return thresholds.to(torch.promote_types(running.dtype, torch.float32)), 0.0
+    """The tensor, or the number that holds for all (1 beside a tensor, where nobody reads it)."""
+    if not isinstance(value, Tensor):
+        return None, float(value)
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {value.dtype}")
+    values = _per_image(name, value, running, active)
+    return values.to(torch.promote_types(running.dtype, torch.float32)), 1.0
 
 
 def _per_image_step(
@@ -168,7 +180,15 @@ def _per_image_step(
     return None, step
 
 
-def _check_values(active: Tensor, num_rows: int, steps: Tensor | None) -> None:
+def _check_temperature(temperature: float, dtype: torch.dtype) -> None:
+    limits = torch.finfo(dtype)  # subnormal numbers have no finite inverse
+    if not limits.tiny <= temperature <= limits.max:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+
+
+def _check_values(
+    active: Tensor, num_rows: int, steps: Tensor | None, temperatures: Tensor | None
+) -> None:
     if active.numel() == 0:
         return
     outside = active[(active < 0) | (active >= num_rows)]
@@ -180,6 +200,11 @@ def _check_values(active: Tensor, num_rows: int, steps: Tensor | None) -> None:
         raise ValueError(f"active has row {int(repeated[0])} more than once")
     if steps is not None and bool((steps < 1).any()):
         raise ValueError(f"step must be at least 1, got {int(steps.min())}")
+    if temperatures is not None:
+        limits = torch.finfo(temperatures.dtype)
+        wrong = ~((temperatures >= limits.tiny) & (temperatures <= limits.max))
+        if bool(wrong.any()):
+            _check_temperature(float(temperatures[wrong][0]), temperatures.dtype)
 
 
 if _extension.available():
@@ -193,6 +218,8 @@ if _extension.available():
         threshold: float,
         steps: Tensor | None,
         step: int,
+        temperatures: Tensor | None,
+        temperature: float,
         mean_probabilities: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         accumulate = torch.promote_types(running.dtype, torch.float32)

@@ -13,12 +13,13 @@ def exit_step(
     threshold: float | Tensor,
     step: int | Tensor = 1,
     criterion: str = "logits",
+    temperature: float | Tensor = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Adds `logits` (A, n) to rows `active` (A) of `running` (N, n) in place; decides who stays.
 
-    criterion "logits": confidence = max softmax(running). "probabilities": softmax(logits) is added
-    instead and confidence = max(running) / step. An image leaves when confidence > threshold (NaN
-    never leaves).
+    criterion "logits": confidence = max softmax(running / temperature). "probabilities":
+    softmax(logits / temperature) is added instead and confidence = max(running) / step. An image
+    leaves when confidence > threshold (NaN never leaves).
 
     Half-precision `running` is added up in float32; confidence, which is float32 then, and
     prediction are those of the rounded rows that end up in `running`.
@@ -28,18 +29,25 @@ def exit_step(
     """
     accumulate = torch.promote_types(running.dtype, torch.float32)
     new = logits.to(accumulate)
+    divisor = torch.as_tensor(temperature, dtype=accumulate, device=new.device).reshape(-1, 1)
     if criterion == "probabilities":
-        new = new.softmax(dim=1)
+        new = _softmax(new, divisor)
     running[active] = (running[active].to(accumulate) + new).to(running.dtype)
     total = running[active].to(accumulate)
     if criterion == "probabilities":
-        divisor = torch.as_tensor(step, dtype=accumulate, device=total.device)
-        confidence = total.amax(dim=1) / divisor
+        count = torch.as_tensor(step, dtype=accumulate, device=total.device)
+        confidence = total.amax(dim=1) / count
     else:
-        confidence = total.softmax(dim=1).amax(dim=1)
+        confidence = _softmax(total, divisor).amax(dim=1)
     prediction = total.argmax(dim=1)
     limit = torch.as_tensor(threshold, dtype=accumulate, device=total.device)
     stay = active[~(confidence > limit)]
     next_active = torch.full_like(active, -1)
     next_active[: len(stay)] = stay
     return confidence, prediction, next_active, torch.tensor(len(stay), device=active.device)
+
+
+def _softmax(logits: Tensor, temperature: Tensor) -> Tensor:
+    """softmax(logits / temperature) over the classes (A, n), also where that overflows."""
+    top = logits.amax(dim=1, keepdim=True)
+    return ((logits - top) / temperature).softmax(dim=1)

@@ -24,18 +24,27 @@ ANCHORNET_HOST_DEVICE inline bool leads(T value, int32_t index, T other, int32_t
   return value > other || (value == other && index < other_index);
 }
 
-// exp(value - top) for value <= top. Equal infinities give 1, not NaN: a class masked with -inf may
-// come first in a row, and the row as a whole is judged by SoftmaxState::confidence.
+// Positive, finite and with a finite inverse: subnormal numbers have none.
 template <typename T>
-ANCHORNET_HOST_DEVICE inline T shifted_exp(T value, T top) {
-  using std::exp;
-  return value == top ? T(1) : exp(value - top);
+ANCHORNET_HOST_DEVICE inline bool is_temperature(T value) {
+  return value >= std::numeric_limits<T>::min() && value <= std::numeric_limits<T>::max();
 }
 
-// The maximum of a row, where it is, and sum(exp(value - maximum)), in one pass and in any order:
-// two states of parts of a row merge into the state of the whole.
+// exp((value - top) / temperature) for value <= top. The logits are divided after the subtraction,
+// so that no temperature lets them overflow, and an inverse of 1 changes no bit. Equal infinities
+// give 1, not NaN: a class masked with -inf may come first in a row, and the row as a whole is
+// judged by SoftmaxState::confidence.
+template <typename T>
+ANCHORNET_HOST_DEVICE inline T shifted_exp(T value, T top, T inverse_temperature) {
+  using std::exp;
+  return value == top ? T(1) : exp((value - top) * inverse_temperature);
+}
+
+// The maximum of a row, where it is, and sum(exp((value - maximum) / temperature)), in one pass and
+// in any order: two states of parts of a row merge into the state of the whole.
 template <typename T>
 struct SoftmaxState {
+  T inverse_temperature = 1;
   T top = -std::numeric_limits<T>::infinity();
   T sum = 0;
   int32_t index = kNoClass;
@@ -43,7 +52,7 @@ struct SoftmaxState {
   ANCHORNET_HOST_DEVICE void add(T value, int32_t value_index) {
     const bool is_new_top = leads(value, value_index, top, index);
     const T above = is_new_top ? value : top;
-    const T ratio = shifted_exp(is_new_top ? top : value, above);
+    const T ratio = shifted_exp(is_new_top ? top : value, above, inverse_temperature);
     sum = is_new_top ? sum * ratio + T(1) : sum + ratio;
     top = above;
     index = is_new_top ? value_index : index;
@@ -51,11 +60,11 @@ struct SoftmaxState {
 
   ANCHORNET_HOST_DEVICE void merge(const SoftmaxState& other) {
     if (leads(other.top, other.index, top, index)) {
-      sum = sum * shifted_exp(top, other.top) + other.sum;
+      sum = sum * shifted_exp(top, other.top, inverse_temperature) + other.sum;
       top = other.top;
       index = other.index;
     } else {
-      sum += other.sum * shifted_exp(other.top, top);
+      sum += other.sum * shifted_exp(other.top, top, inverse_temperature);
     }
   }
 
@@ -82,9 +91,21 @@ inline ScalarType accumulate_type(ScalarType running) {
   return running == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// Throws unless `values` is (A), of the dtype `type` and where `running` is.
+inline void check_per_image(const char* name, const Tensor& values, ScalarType type,
+                            const Tensor& running, const Tensor& active) {
+  STD_TORCH_CHECK(values.dim() == 1 && values.size(0) == active.size(0), "exit_step: ", name,
+                  " must be (A) = (", active.size(0), "), got ", shape_of(values));
+  STD_TORCH_CHECK(values.scalar_type() == type, "exit_step: ", name, " must be ",
+                  torch::headeronly::toString(type), ", got ",
+                  torch::headeronly::toString(values.scalar_type()));
+  check_same_device("exit_step", "running", running, name, values);
+}
+
 inline void check(const Tensor& running, const Tensor& logits, const Tensor& active,
                   const std::optional<Tensor>& thresholds, const std::optional<Tensor>& steps,
-                  int64_t step, bool mean_probabilities) {
+                  int64_t step, const std::optional<Tensor>& temperatures, double temperature,
+                  bool mean_probabilities) {
   STD_TORCH_CHECK(running.dim() == 2 && running.size(1) >= 1,
                   "exit_step: running must be (N, n) with n >= 1, got ", shape_of(running));
   STD_TORCH_CHECK(running.size(1) < kNoClass, "exit_step: running has ", running.size(1),
@@ -110,24 +131,18 @@ inline void check(const Tensor& running, const Tensor& logits, const Tensor& act
   }
   check_same_device("exit_step", "running", running, "logits", logits);
   check_same_device("exit_step", "running", running, "active", active);
-  if (thresholds) {
-    STD_TORCH_CHECK(thresholds->dim() == 1 && thresholds->size(0) == active.size(0),
-                    "exit_step: thresholds must be (A) = (", active.size(0), "), got ",
-                    shape_of(*thresholds));
-    STD_TORCH_CHECK(thresholds->scalar_type() == accumulate_type(running.scalar_type()),
-                    "exit_step: thresholds must be ",
-                    torch::headeronly::toString(accumulate_type(running.scalar_type())), ", got ",
-                    torch::headeronly::toString(thresholds->scalar_type()));
-    check_same_device("exit_step", "running", running, "thresholds", *thresholds);
+  const ScalarType accumulate = accumulate_type(running.scalar_type());
+  if (thresholds) check_per_image("thresholds", *thresholds, accumulate, running, active);
+  if (temperatures) {
+    check_per_image("temperatures", *temperatures, accumulate, running, active);
+  } else {
+    STD_TORCH_CHECK(accumulate == ScalarType::Double
+                        ? is_temperature(temperature)
+                        : is_temperature(static_cast<float>(temperature)),
+                    "exit_step: temperature must be positive and finite, got ", temperature);
   }
   if (steps) {
-    STD_TORCH_CHECK(steps->dim() == 1 && steps->size(0) == active.size(0),
-                    "exit_step: steps must be (A) = (", active.size(0), "), got ",
-                    shape_of(*steps));
-    STD_TORCH_CHECK(steps->scalar_type() == ScalarType::Long,
-                    "exit_step: steps must be int64, got ",
-                    torch::headeronly::toString(steps->scalar_type()));
-    check_same_device("exit_step", "running", running, "steps", *steps);
+    check_per_image("steps", *steps, ScalarType::Long, running, active);
   } else if (mean_probabilities) {
     STD_TORCH_CHECK(step >= 1, "exit_step: step must be at least 1, got ", step);
   }

@@ -29,6 +29,7 @@ STABLE_TORCH_LIBRARY(anchornet_ext, m) {
   // (confidence (A) float, prediction (A) int64, next_active (A) int64, num_active () int64)
   m.def(
       "exit_step(Tensor(a!) running, Tensor logits, Tensor active, Tensor? thresholds, "
-      "float threshold, Tensor? steps, int step, bool mean_probabilities) -> "
+      "float threshold, Tensor? steps, int step, Tensor? temperatures, float temperature, "
+      "bool mean_probabilities) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
 }

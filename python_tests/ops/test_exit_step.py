@@ -58,13 +58,16 @@ def check_against_reference(
     threshold: float | Tensor,
     step: int | Tensor,
     criterion: str,
+    temperature: float | Tensor = 1.0,
 ) -> ops.ExitStep:
     """Runs both on copies of `running`; `running` itself ends up as the operator leaves it."""
     expected_running = running.clone()
     before = running.clone()
-    got = ops.exit_step(running, logits, active, threshold, step=step, criterion=criterion)
+    got = ops.exit_step(
+        running, logits, active, threshold, step=step, criterion=criterion, temperature=temperature
+    )
     confidence, prediction, _, _ = reference.exit_step(
-        expected_running, logits, active, threshold, step, criterion
+        expected_running, logits, active, threshold, step, criterion, temperature
     )
 
     exact = criterion == "logits"  # one addition and one rounding: no other result is right
@@ -116,6 +119,7 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
         "special": draw(st.sampled_from([None, float("nan"), float("inf"), -float("inf")])),
         "criterion": draw(st.sampled_from(CRITERIA)),
         "per_image": draw(st.booleans()),
+        "temperature": draw(st.sampled_from([0.05, 0.7, 1.0, 1.0, 3.0, 100.0])),
         "strided_active": draw(st.booleans()),
         "seed": draw(st.integers(0, 2**31 - 1)),
     }
@@ -145,7 +149,9 @@ def test_equals_the_reference(device: str, problem: dict[str, Any]) -> None:
 
     threshold: float | Tensor = float(torch.rand((), generator=generator))
     step: int | Tensor = int(torch.randint(1, 6, (), generator=generator))
+    temperature: float | Tensor = problem["temperature"]
     if problem["per_image"]:
+        temperature = temperature * (0.5 + torch.rand(num_active, generator=generator)).to(device)
         threshold = torch.rand(num_active, generator=generator).to(device)
         step = torch.randint(1, 6, (num_active,), generator=generator).to(device)
     check_against_reference(
@@ -155,6 +161,7 @@ def test_equals_the_reference(device: str, problem: dict[str, Any]) -> None:
         threshold,
         step,
         problem["criterion"],
+        temperature,
     )
 
 
@@ -165,13 +172,25 @@ def samples(device: str) -> list[tuple[Any, ...]]:
     active = torch.tensor([5, 0, 3, 6], device=device)
     thresholds = torch.tensor([0.1, 0.2, 0.5, 0.9], device=device)
     steps = torch.tensor([1, 2, 3, 4], device=device)
+    temperatures = torch.tensor([0.5, 1.0, 1.5, 2.0], device=device)
     return [
-        (running, logits, active, None, 0.3, None, 1, False),
-        (running, logits, active, None, 0.3, None, 2, True),
-        (running, logits.half(), active, thresholds, 0.0, None, 1, False),
-        (running.bfloat16(), logits, active, thresholds, 0.0, steps, 1, True),
-        (running.double(), logits.t().contiguous().t(), active, None, 0.3, None, 1, False),
-        (running, logits[:0], active[:0], None, 0.3, None, 1, False),
+        (running, logits, active, None, 0.3, None, 1, None, 1.0, False),
+        (running, logits, active, None, 0.3, None, 2, None, 1.5, True),
+        (running, logits.half(), active, thresholds, 0.0, None, 1, temperatures, 1.0, False),
+        (running.bfloat16(), logits, active, thresholds, 0.0, steps, 1, temperatures, 1.0, True),
+        (
+            running.double(),
+            logits.t().contiguous().t(),
+            active,
+            None,
+            0.3,
+            None,
+            1,
+            None,
+            2.0,
+            False,
+        ),
+        (running, logits[:0], active[:0], None, 0.3, None, 1, temperatures[:0], 1.0, False),
     ]
 
 
@@ -185,7 +204,15 @@ def test_opcheck(device: str, index: int) -> None:
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_compiles_without_a_break(device: str, criterion: str) -> None:
     def turn(running: Tensor, logits: Tensor, active: Tensor, thresholds: Tensor) -> Any:
-        return ops.exit_step(running, logits * 2, active, thresholds, step=2, criterion=criterion)
+        return ops.exit_step(
+            running,
+            logits * 2,
+            active,
+            thresholds,
+            step=2,
+            temperature=1.0 + thresholds,
+            criterion=criterion,
+        )
 
     running, logits, active = (t.clone() for t in samples(device)[0][:3])
     thresholds = torch.tensor([0.1, 0.2, 0.5, 0.9], device=device)
@@ -308,6 +335,70 @@ def test_threads_do_not_change_the_result(device: str) -> None:
         assert torch.equal(one, two)
 
 
+@on_devices
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 999), criterion=st.sampled_from(CRITERIA), data=st.data())
+def test_a_temperature_of_one_changes_no_bit(
+    device: str, seed: int, criterion: str, data: st.DataObject
+) -> None:
+    """A number, a scalar tensor and one for each image are the same operation."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = data.draw(st.sampled_from(DTYPES))
+    classes = data.draw(st.sampled_from([1, 5, 100, 1000, 5000]))
+    running = (torch.randn(6, classes, generator=generator) * 5).to(dtype).to(device)
+    logits = (torch.randn(4, classes, generator=generator) * 5).to(dtype).to(device)
+    active = torch.tensor([4, 0, 5, 2], device=device)
+    sums, results = [], []
+    for options in (
+        {},
+        {"temperature": 1.0},
+        {"temperature": torch.tensor(1.0, device=device)},
+        {"temperature": torch.ones(4, dtype=torch.float64, device=device)},
+    ):
+        total = running.clone()
+        results.append(ops.exit_step(total, logits, active, 0.5, criterion=criterion, **options))
+        sums.append(total)
+    for total, result in zip(sums[1:], results[1:], strict=True):
+        assert torch.equal(total, sums[0])
+        for got, expected in zip(result, results[0], strict=True):
+            assert torch.equal(got, expected)
+
+
+@on_devices
+def test_temperature_changes_how_sure_and_not_of_what(device: str) -> None:
+    logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]], device=device)
+    running = torch.zeros(3, 2, device=device)
+    temperatures = torch.tensor([1.0, 2.0, 0.5], device=device)
+    got = ops.exit_step(
+        running, logits, torch.arange(3, device=device), 0.9, temperature=temperatures
+    )
+    expected = torch.sigmoid(torch.tensor([2.0, 1.0, 4.0], device=device))
+    torch.testing.assert_close(got.confidence, expected)
+    assert got.prediction.tolist() == [0, 0, 1]
+    assert got.active.tolist() == [0, 1, -1]
+    assert torch.equal(running, logits)  # the sum is not divided
+
+
+@on_devices
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_extreme_temperatures(device: str, dtype: torch.dtype, criterion: str) -> None:
+    """Neither overflows: certain of the largest logit, or certain of nothing."""
+    logits = torch.tensor([[3e4, -3e4, 1.0, 0.0]], dtype=dtype, device=device)
+    active = torch.zeros(1, dtype=torch.int64, device=device)
+    for temperature, confidence in ((torch.finfo(dtype).tiny, 1.0), (torch.finfo(dtype).max, 0.25)):
+        got = ops.exit_step(
+            torch.zeros_like(logits),
+            logits,
+            active,
+            0.5,
+            temperature=temperature,
+            criterion=criterion,
+        )
+        assert got.confidence.tolist() == [confidence]
+        assert got.prediction.tolist() == [0]
+
+
 def test_logits_that_require_a_gradient_give_results_that_do_not() -> None:
     logits = torch.zeros(1, 3, requires_grad=True)
     running = torch.zeros(1, 3)
@@ -346,6 +437,16 @@ GOOD: dict[str, Any] = {
         ({"step": torch.tensor([1.0, 2.0])}, TypeError, "step.*torch.float32"),
         ({"step": torch.tensor([1, 2, 3])}, ValueError, r"step.*\(3,\)"),
         ({"criterion": "entropy"}, ValueError, "criterion.*'entropy'"),
+        ({"temperature": 0.0}, ValueError, "temperature must be positive and finite, got 0.0"),
+        ({"temperature": -1}, ValueError, "temperature must be positive and finite, got -1"),
+        ({"temperature": float("nan")}, ValueError, "temperature.*nan"),
+        ({"temperature": float("inf")}, ValueError, "temperature.*inf"),
+        ({"temperature": 1e39}, ValueError, r"temperature.*1e\+39"),
+        ({"temperature": 1e-39}, ValueError, "temperature.*1e-39"),
+        ({"temperature": torch.tensor([1, 1])}, TypeError, "temperature.*torch.int64"),
+        ({"temperature": torch.ones(3)}, ValueError, r"temperature.*\(2,\), got \(3,\)"),
+        ({"temperature": torch.tensor(0.0)}, ValueError, "temperature.*got 0.0"),
+        ({"temperature": torch.tensor([1.0, -2.0])}, ValueError, "temperature.*got -2.0"),
     ],
 )
 def test_wrapper_names_what_is_wrong(
@@ -379,6 +480,15 @@ def test_validate_checks_values_on_any_device(
             criterion="probabilities",
             validate=True,
         )
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got nan"):
+        ops.exit_step(
+            running,
+            torch.ones(2, 3, device=device),
+            torch.tensor([0, 1], device=device),
+            0.5,
+            temperature=torch.tensor([1.0, float("nan")], device=device),
+            validate=True,
+        )
     assert not running.any()
 
 
@@ -405,7 +515,25 @@ def test_cpu_checks_values_before_it_writes(
     with pytest.raises(ValueError, match=wrapper_message):
         ops.exit_step(running, logits, rows, 0.5, step=counts, criterion="probabilities")
     with pytest.raises(RuntimeError, match=kernel_message):
-        torch.ops.anchornet_ext.exit_step(running, logits, rows, None, 0.5, counts, 1, True)
+        torch.ops.anchornet_ext.exit_step(
+            running, logits, rows, None, 0.5, counts, 1, None, 1.0, True
+        )
+    assert not running.any()
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-40, float("inf"), float("nan")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cpu_checks_temperatures_before_it_writes(value: float, dtype: torch.dtype) -> None:
+    running = torch.zeros(4, 3, dtype=dtype)
+    temperatures = torch.tensor([1.0, value], dtype=dtype)
+    arguments = (running, torch.ones(2, 3), torch.tensor([0, 1]), None, 0.5, None, 1)
+    if value == 1e-40 and dtype == torch.float64:
+        torch.ops.anchornet_ext.exit_step(*arguments, temperatures, 1.0, False)
+        return
+    with pytest.raises(RuntimeError, match=r"temperatures\[1\] is .*positive and finite"):
+        torch.ops.anchornet_ext.exit_step(*arguments, temperatures, 1.0, False)
+    with pytest.raises(ValueError, match="temperature must be positive and finite"):
+        ops.exit_step(*arguments[:3], 0.5, temperature=temperatures)
     assert not running.any()
 
 
@@ -423,8 +551,12 @@ def test_cpu_checks_values_before_it_writes(
         (3, torch.zeros(3), r"thresholds must be \(A\) = \(2\), got \(3\)"),
         (3, torch.zeros(2, dtype=torch.float64), "thresholds must be Float, got Double"),
         (5, torch.zeros(3, dtype=torch.int64), r"steps must be \(A\) = \(2\), got \(3\)"),
-        (5, torch.zeros(2), "steps must be int64, got Float"),
+        (5, torch.zeros(2), "steps must be Long, got Float"),
         (6, 0, "step must be at least 1, got 0"),
+        (7, torch.zeros(3), r"temperatures must be \(A\) = \(2\), got \(3\)"),
+        (7, torch.zeros(2, dtype=torch.float64), "temperatures must be Float, got Double"),
+        (8, 0.0, "temperature must be positive and finite, got 0"),
+        (8, 1e300, r"temperature must be positive and finite, got 1e\+300"),
     ],
 )
 def test_kernels_check_without_the_wrapper(
@@ -438,6 +570,8 @@ def test_kernels_check_without_the_wrapper(
         0.5,
         None,
         1,
+        None,
+        1.0,
         True,
     ]
     if isinstance(value, Tensor):
@@ -459,6 +593,21 @@ class TestCuda:
         assert int(got.num_active) == 2
         assert got.prediction.tolist() == [0, -1, -1, 0, -1]
         assert got.confidence.isnan().tolist() == [False, True, True, False, True]
+
+    @pytest.mark.parametrize("criterion", CRITERIA)
+    @pytest.mark.parametrize("classes", [1, 3, 300, 5000])
+    def test_a_wrong_temperature_never_leaves(self, criterion: str, classes: int) -> None:
+        wrong = [0.0, -1.0, float("nan"), float("inf"), 1e-40]
+        got = ops.exit_step(
+            torch.zeros(6, classes, device="cuda"),
+            torch.zeros(6, classes, device="cuda"),
+            torch.arange(6, device="cuda"),
+            -1.0,
+            temperature=torch.tensor([*wrong, 1.0], device="cuda"),
+            criterion=criterion,
+        )
+        assert got.confidence.isnan().tolist() == [True] * 5 + [False]
+        assert got.active.tolist() == [0, 1, 2, 3, 4, -1]
 
     def test_the_compacted_set_feeds_the_next_turn_without_a_copy_to_the_host(self) -> None:
         running = torch.zeros(4, 3, device="cuda")

@@ -82,14 +82,16 @@ ANCHORNET_CLONES int32_t first_equal(const float* x, int64_t n, float value) {
   return static_cast<int32_t>(i);
 }
 
-// sum(exp(x - top)) for finite `top`.
-ANCHORNET_CLONES float sum_of_exp(const float* x, float top, int64_t n) {
+// sum(exp((x - top) / temperature)) for finite `top`.
+ANCHORNET_CLONES float sum_of_exp(const float* x, float top, float inverse_temperature, int64_t n) {
   std::array<float, kLanes> sum{};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) sum[lane] += exp_nonpositive(x[i + lane] - top);
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      sum[lane] += exp_nonpositive((x[i + lane] - top) * inverse_temperature);
+    }
   }
-  for (; i < n; ++i) sum[0] += exp_nonpositive(x[i] - top);
+  for (; i < n; ++i) sum[0] += exp_nonpositive((x[i] - top) * inverse_temperature);
   for (int64_t width = kLanes / 2; width > 0; width /= 2) {
     for (int64_t lane = 0; lane < width; ++lane) sum[lane] += sum[lane + width];
   }
@@ -97,17 +99,18 @@ ANCHORNET_CLONES float sum_of_exp(const float* x, float top, int64_t n) {
 }
 
 // The same, and the terms are kept in `out`.
-ANCHORNET_CLONES float exp_and_sum(float* out, const float* x, float top, int64_t n) {
+ANCHORNET_CLONES float exp_and_sum(float* out, const float* x, float top, float inverse_temperature,
+                                   int64_t n) {
   std::array<float, kLanes> sum{};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     for (int64_t lane = 0; lane < kLanes; ++lane) {
-      out[i + lane] = exp_nonpositive(x[i + lane] - top);
+      out[i + lane] = exp_nonpositive((x[i + lane] - top) * inverse_temperature);
       sum[lane] += out[i + lane];
     }
   }
   for (; i < n; ++i) {
-    out[i] = exp_nonpositive(x[i] - top);
+    out[i] = exp_nonpositive((x[i] - top) * inverse_temperature);
     sum[0] += out[i];
   }
   for (int64_t width = kLanes / 2; width > 0; width /= 2) {
@@ -124,7 +127,7 @@ ANCHORNET_CLONES void bfloats_to_floats(const BFloat16* x, float* out, int64_t n
   for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(x[i]);
 }
 
-SoftmaxState<float> softmax_state(const float* x, int64_t n) {
+SoftmaxState<float> softmax_state(const float* x, float inverse_temperature, int64_t n) {
   bool has_nan = false;
   SoftmaxState<float> state;
   state.top = maximum(x, n, &has_nan);
@@ -134,17 +137,20 @@ SoftmaxState<float> softmax_state(const float* x, int64_t n) {
     while (x[state.index] == x[state.index]) ++state.index;
   } else {
     state.index = first_equal(x, n, state.top);
-    if (state.top - state.top == 0.0f) state.sum = sum_of_exp(x, state.top, n);
+    if (state.top - state.top == 0.0f) {
+      state.sum = sum_of_exp(x, state.top, inverse_temperature, n);
+    }
   }
   return state;
 }
 
-// terms * scale = softmax(x); false, and nothing written, if that is NaN.
-bool softmax_terms(float* terms, float* scale, const float* x, int64_t n) {
+// terms * scale = softmax(x / temperature); false, and nothing written, if that is NaN.
+bool softmax_terms(float* terms, float* scale, const float* x, float inverse_temperature,
+                   int64_t n) {
   bool has_nan = false;
   const float top = maximum(x, n, &has_nan);
   if (has_nan || top - top != 0.0f) return false;
-  *scale = 1.0f / exp_and_sum(terms, x, top, n);
+  *scale = 1.0f / exp_and_sum(terms, x, top, inverse_temperature, n);
   return true;
 }
 
@@ -160,8 +166,9 @@ void add_scaled(double* total, const double* fresh, double scale, int64_t n) {
 }
 
 // Four states side by side and then merged, as the lanes of a warp do it on the GPU.
-SoftmaxState<double> softmax_state(const double* x, int64_t n) {
+SoftmaxState<double> softmax_state(const double* x, double inverse_temperature, int64_t n) {
   std::array<SoftmaxState<double>, 4> lanes;
+  for (SoftmaxState<double>& lane : lanes) lane.inverse_temperature = inverse_temperature;
   for (int64_t i = 0; i < n; ++i) lanes[i % 4].add(x[i], static_cast<int32_t>(i));
   lanes[0].merge(lanes[2]);
   lanes[1].merge(lanes[3]);
@@ -169,10 +176,11 @@ SoftmaxState<double> softmax_state(const double* x, int64_t n) {
   return lanes[0];
 }
 
-bool softmax_terms(double* terms, double* scale, const double* x, int64_t n) {
-  const SoftmaxState<double> state = softmax_state(x, n);
+bool softmax_terms(double* terms, double* scale, const double* x, double inverse_temperature,
+                   int64_t n) {
+  const SoftmaxState<double> state = softmax_state(x, inverse_temperature, n);
   if (state.top - state.top != 0.0) return false;
-  for (int64_t i = 0; i < n; ++i) terms[i] = shifted_exp(x[i], state.top);
+  for (int64_t i = 0; i < n; ++i) terms[i] = shifted_exp(x[i], state.top, inverse_temperature);
   *scale = 1.0 / state.sum;
   return true;
 }
@@ -263,10 +271,19 @@ struct Arguments {
   double threshold;
   const int64_t* steps;  // or null: then `step` holds for all
   int64_t step_stride, step;
+  const void* temperatures;  // of the accumulate type, or null: then `temperature` holds for all
+  int64_t temperature_stride;
+  double temperature;
   bool mean_probabilities;
   void* confidence;
   int64_t* prediction;
   int64_t* next_active;
+
+  template <typename T>
+  T temperature_of(int64_t i) const {
+    return temperatures ? static_cast<const T*>(temperatures)[i * temperature_stride]
+                        : static_cast<T>(temperature);
+  }
 };
 
 // Rows [begin, end): next_active receives the row where the image stays and -1 where it leaves.
@@ -292,9 +309,10 @@ void run_rows(const Arguments& a, int64_t begin, int64_t end) {
       load(a.logits, i, fresh_buffer.data(), n);
     }
 
+    const T inverse_temperature = T(1) / a.temperature_of<T>(i);
     if (a.mean_probabilities) {
       T scale = 1;
-      if (softmax_terms(fresh_buffer.data(), &scale, fresh, n)) {
+      if (softmax_terms(fresh_buffer.data(), &scale, fresh, inverse_temperature, n)) {
         add_scaled(total, fresh_buffer.data(), scale, n);
       } else {
         std::fill(total, total + n, std::numeric_limits<T>::quiet_NaN());
@@ -304,7 +322,7 @@ void run_rows(const Arguments& a, int64_t begin, int64_t end) {
     }
     if (!plain_running) store(total, a.running, row, n);
 
-    const SoftmaxState<T> state = softmax_state(total, n);
+    const SoftmaxState<T> state = softmax_state(total, inverse_temperature, n);
     T confidence = state.confidence();
     if (a.mean_probabilities) {
       confidence = mean_probability(state.top, a.steps ? a.steps[i * a.step_stride] : a.step);
@@ -317,7 +335,9 @@ void run_rows(const Arguments& a, int64_t begin, int64_t end) {
   }
 }
 
-// Before anything is written: every row once and in range, every step a count.
+// Before anything is written: every row once and in range, every step a count, every temperature
+// positive and finite.
+template <typename T>
 void check_values(const Arguments& a, int64_t num_active, int64_t num_rows) {
   std::vector<bool> seen(num_rows, false);
   for (int64_t i = 0; i < num_active; ++i) {
@@ -331,13 +351,20 @@ void check_values(const Arguments& a, int64_t num_active, int64_t num_rows) {
       const int64_t step = a.steps[i * a.step_stride];
       STD_TORCH_CHECK(step >= 1, "exit_step: steps[", i, "] is ", step, "; it must be at least 1");
     }
+    if (a.temperatures) {
+      const T temperature = a.temperature_of<T>(i);
+      STD_TORCH_CHECK(is_temperature(temperature), "exit_step: temperatures[", i, "] is ",
+                      temperature, "; it must be positive and finite");
+    }
   }
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> exit_step_cpu(
     Tensor running, Tensor logits, Tensor active, std::optional<Tensor> thresholds,
-    double threshold, std::optional<Tensor> steps, int64_t step, bool mean_probabilities) {
-  check(running, logits, active, thresholds, steps, step, mean_probabilities);
+    double threshold, std::optional<Tensor> steps, int64_t step, std::optional<Tensor> temperatures,
+    double temperature, bool mean_probabilities) {
+  check(running, logits, active, thresholds, steps, step, temperatures, temperature,
+        mean_probabilities);
   const int64_t num_active = active.size(0);
   const ScalarType accumulate = accumulate_type(running.scalar_type());
   Tensor confidence = torch::stable::new_empty(running, {num_active}, accumulate);
@@ -357,15 +384,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> exit_step_cpu(
       .steps = steps ? static_cast<const int64_t*>(steps->data_ptr()) : nullptr,
       .step_stride = steps ? steps->stride(0) : 0,
       .step = step,
+      .temperatures = temperatures ? temperatures->data_ptr() : nullptr,
+      .temperature_stride = temperatures ? temperatures->stride(0) : 0,
+      .temperature = temperature,
       .mean_probabilities = mean_probabilities,
       .confidence = confidence.data_ptr(),
       .prediction = static_cast<int64_t*>(prediction.data_ptr()),
       .next_active = static_cast<int64_t*>(next_active.data_ptr()),
   };
-  check_values(a, num_active, running.size(0));
+  const bool in_double = accumulate == ScalarType::Double;
+  in_double ? check_values<double>(a, num_active, running.size(0))
+            : check_values<float>(a, num_active, running.size(0));
   parallel_over(num_active, a.num_classes * 16, [&](int64_t begin, int64_t end) {
-    accumulate == ScalarType::Double ? run_rows<double>(a, begin, end)
-                                     : run_rows<float>(a, begin, end);
+    in_double ? run_rows<double>(a, begin, end) : run_rows<float>(a, begin, end);
   });
 
   int64_t stay = 0;

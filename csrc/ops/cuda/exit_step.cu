@@ -38,6 +38,9 @@ struct Arguments {
   T threshold;
   const int64_t* steps;  // or null: then `step` holds for all
   int64_t step_stride, step;
+  const T* temperatures;  // or null: then `temperature` holds for all
+  int64_t temperature_stride;
+  T temperature;
   int64_t num_rows, num_active;
   int32_t num_classes;
   bool mean_probabilities;
@@ -75,7 +78,7 @@ __device__ void reduce_row(SoftmaxState<T>& state) {
       index[warp] = state.index;
     }
     __syncthreads();
-    state = SoftmaxState<T>{};
+    state = SoftmaxState<T>{.inverse_temperature = state.inverse_temperature};
     for (int w = 0; w < kWarps; ++w) {
       SoftmaxState<T> other;
       other.top = top[w];
@@ -170,21 +173,28 @@ __global__ void __launch_bounds__(kThreads == kWarp ? kWarp * kRowsPerBlock : kT
   R* total = a.running + row * a.running_row_stride;
   const L* fresh = a.logits + i * a.logits_row_stride;
 
-  // What is added for a logit x: x itself, or exp(x - top) * scale.
+  const T temperature = a.temperatures ? a.temperatures[i * a.temperature_stride] : a.temperature;
+  const bool has_temperature = is_temperature(temperature);
+  const T inverse_temperature =
+      has_temperature ? T(1) / temperature : std::numeric_limits<T>::quiet_NaN();
+
+  // What is added for a logit x: x itself, or exp((x - top) / temperature) * scale.
   T top = 0, scale = 0;
   if (a.mean_probabilities) {
-    SoftmaxState<T> state;
+    SoftmaxState<T> state{.inverse_temperature = inverse_temperature};
     read_row<kThreads>(fresh, a.logits_stride, a.num_classes, lane,
                        [&](L x, int32_t c) { state.add(static_cast<T>(x), c); });
     reduce_row<kThreads>(state);
     top = state.top;
     scale = state.confidence();  // 1 / sum, or NaN
   }
-  SoftmaxState<T> state;
+  SoftmaxState<T> state{.inverse_temperature = inverse_temperature};
   update_row<kThreads>(total, a.running_stride, fresh, a.logits_stride, a.num_classes, lane,
                        [&](R& sum, L x, int32_t c) {
                          T addend = static_cast<T>(x);
-                         if (a.mean_probabilities) addend = shifted_exp(addend, top) * scale;
+                         if (a.mean_probabilities) {
+                           addend = shifted_exp(addend, top, inverse_temperature) * scale;
+                         }
                          sum = static_cast<R>(static_cast<T>(sum) + addend);
                          state.add(static_cast<T>(sum), c);
                        });
@@ -195,6 +205,8 @@ __global__ void __launch_bounds__(kThreads == kWarp ? kWarp * kRowsPerBlock : kT
     if (a.mean_probabilities) {
       confidence = mean_probability(state.top, a.steps ? a.steps[i * a.step_stride] : a.step);
     }
+    // Also where all classes are equal, so that the inverse has not been used.
+    if (!has_temperature) confidence = std::numeric_limits<T>::quiet_NaN();
     const T threshold = a.thresholds ? a.thresholds[i * a.threshold_stride] : a.threshold;
     a.confidence[i] = confidence;
     a.prediction[i] = state.index;
@@ -255,6 +267,8 @@ struct Call {
   double threshold;
   std::optional<Tensor> steps;
   int64_t step;
+  std::optional<Tensor> temperatures;
+  double temperature;
   bool mean_probabilities;
   Tensor confidence, prediction, next_active;
 };
@@ -278,6 +292,10 @@ void launch_rows(const Call& call) {
       .steps = call.steps ? static_cast<const int64_t*>(call.steps->data_ptr()) : nullptr,
       .step_stride = call.steps ? call.steps->stride(0) : 0,
       .step = call.step,
+      .temperatures =
+          call.temperatures ? static_cast<const T*>(call.temperatures->data_ptr()) : nullptr,
+      .temperature_stride = call.temperatures ? call.temperatures->stride(0) : 0,
+      .temperature = static_cast<T>(call.temperature),
       .num_rows = call.running.size(0),
       .num_active = count,
       .num_classes = static_cast<int32_t>(call.running.size(1)),
@@ -321,8 +339,10 @@ void launch_for_running(Call& call) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> exit_step_cuda(
     Tensor running, Tensor logits, Tensor active, std::optional<Tensor> thresholds,
-    double threshold, std::optional<Tensor> steps, int64_t step, bool mean_probabilities) {
-  check(running, logits, active, thresholds, steps, step, mean_probabilities);
+    double threshold, std::optional<Tensor> steps, int64_t step, std::optional<Tensor> temperatures,
+    double temperature, bool mean_probabilities) {
+  check(running, logits, active, thresholds, steps, step, temperatures, temperature,
+        mean_probabilities);
   const auto guard = device_guard(running);
   const int64_t count = active.size(0);
   Tensor num_stay = torch::stable::new_empty(running, {}, ScalarType::Long);
@@ -334,6 +354,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> exit_step_cuda(
       .threshold = threshold,
       .steps = steps,
       .step = step,
+      .temperatures = temperatures,
+      .temperature = temperature,
       .mean_probabilities = mean_probabilities,
       .confidence =
           torch::stable::new_empty(running, {count}, accumulate_type(running.scalar_type())),
