@@ -299,6 +299,7 @@ def run_two_processes(photos: Path, folder: Path) -> None:
             [sys.executable, __file__, str(photos), str(folder)],
             env={
                 **environment(),
+                "PYTHONPATH": os.pathsep.join(sys.path),  # what pytest added included
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": "2",
