@@ -1,6 +1,9 @@
 // The pybind11 module `_C`. Importing it also registers the operators' schemas and CPU kernels,
-// which live in the same library; here are only the facts of the build.
+// which live in the same library; here are the facts of the build and the threshold solver's
+// binding.
 #include <pybind11/pybind11.h>
+
+#include "python/exit_policy.h"
 
 namespace py = pybind11;
 
@@ -23,9 +26,12 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Native part of anchornet_ext: operators (registered on import) and build facts.";
+  m.doc() =
+      "Native part of anchornet_ext: operators (registered on import), threshold solver and build "
+      "facts.";
   m.def("build_info", &build_info,
         "What this library was built with: version, torch_built_with, cuda_version and "
         "cuda_architectures (as torch writes them, with spaces between; both empty for a CPU "
         "build), compiler.");
+  bind_exit_policy(m);
 }

@@ -1,0 +1,146 @@
+// The threshold solver over NumPy arrays. anchornet_ext/policy/fitting.py checks what users pass;
+// here is only what keeps the memory safe.
+#include "python/exit_policy.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "exit_policy/fit.h"
+
+namespace py = pybind11;
+namespace ep = anchornet::exit_policy;
+
+namespace {
+
+using Doubles = py::array_t<double, py::array::c_style>;
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
+
+// Lets Ctrl-C through, a few times a second: a search holds no lock of Python's.
+class Interruptible {
+ public:
+  void operator()() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next_) return;
+    next_ = now + std::chrono::milliseconds(100);
+    const py::gil_scoped_acquire lock;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point next_{};
+};
+
+ep::Method method_named(const std::string& name) {
+  if (name == "geometric") return ep::Method::kGeometric;
+  if (name == "search") return ep::Method::kSearch;
+  throw std::invalid_argument("method must be 'search' or 'geometric', got '" + name + "'");
+}
+
+class Solver {
+ public:
+  Solver(const Doubles& confidence, const Bytes& correct, const Doubles& cost,
+         const std::string& method) {
+    const ep::Method kind = method_named(method);
+    if (confidence.ndim() != 2 || correct.ndim() != 2 || cost.ndim() != 1 ||
+        confidence.shape(0) < 1 || confidence.shape(1) < 1 ||
+        confidence.shape(0) > std::numeric_limits<int32_t>::max() - 1 ||
+        correct.shape(0) != confidence.shape(0) || correct.shape(1) != confidence.shape(1) ||
+        cost.shape(0) != confidence.shape(1)) {
+      throw std::invalid_argument("expected confidence and correct (N, T) and cost (T)");
+    }
+    const py::gil_scoped_release unlock;
+    table_ = std::make_unique<ep::Table>(confidence.data(), correct.data(), cost.data(),
+                                         confidence.shape(0), confidence.shape(1));
+    fitter_ = std::make_unique<ep::Fitter>(*table_, kind, Interruptible());
+  }
+
+  py::tuple within(double budget) {
+    const py::gil_scoped_release unlock;
+    return with_lock(fitter_->within(budget));
+  }
+
+  std::optional<py::tuple> reaching(int64_t correct) {
+    const py::gil_scoped_release unlock;
+    const auto found = fitter_->reaching(correct);
+    if (!found) return std::nullopt;
+    return with_lock(*found);
+  }
+
+  int64_t best_correct() {
+    const py::gil_scoped_release unlock;
+    return fitter_->best_correct();
+  }
+
+  double saturation() {
+    const py::gil_scoped_release unlock;
+    return fitter_->saturation();
+  }
+
+  py::list curve(const std::vector<double>& budgets) {
+    std::vector<ep::Found> found;
+    {
+      const py::gil_scoped_release unlock;
+      found = fitter_->curve(budgets);
+    }
+    py::list result;
+    for (const auto& point : found) result.append(as_tuple(point));
+    return result;
+  }
+
+  py::tuple evaluate(const std::vector<double>& thresholds) const {
+    if (static_cast<int>(thresholds.size()) != table_->exits() - 1) {
+      throw std::invalid_argument("expected one threshold for each exit but the last");
+    }
+    ep::Cuts cuts(thresholds.size());
+    for (size_t t = 0; t < cuts.size(); ++t) {
+      cuts[t] = table_->cut(static_cast<int>(t), thresholds[t]);
+    }
+    const ep::Score score = table_->evaluate(cuts);
+    return py::make_tuple(score.correct, score.cost);
+  }
+
+ private:
+  py::tuple as_tuple(const ep::Found& found) const {
+    py::list thresholds;
+    for (size_t t = 0; t < found.cuts.size(); ++t) {
+      thresholds.append(table_->threshold(static_cast<int>(t), found.cuts[t]));
+    }
+    return py::make_tuple(thresholds, found.score.correct, found.score.cost);
+  }
+
+  py::tuple with_lock(const ep::Found& found) const {
+    const py::gil_scoped_acquire lock;
+    return as_tuple(found);
+  }
+
+  std::unique_ptr<ep::Table> table_;
+  std::unique_ptr<ep::Fitter> fitter_;
+};
+
+}  // namespace
+
+void bind_exit_policy(py::module_& module) {
+  py::class_<Solver>(module, "ThresholdSolver",
+                     "Thresholds for one table of exits; not for two threads at once. A policy is "
+                     "(thresholds, right answers, mean cost).")
+      .def(py::init<const Doubles&, const Bytes&, const Doubles&, const std::string&>(),
+           py::arg("confidence").noconvert(), py::arg("correct").noconvert(),
+           py::arg("cost").noconvert(), py::arg("method"))
+      .def("within", &Solver::within, py::arg("budget"), "A policy of at most this mean cost.")
+      .def("reaching", &Solver::reaching, py::arg("correct"),
+           "A cheap policy with at least this many right answers, or None.")
+      .def("best_correct", &Solver::best_correct,
+           "The most right answers that the method reaches at any cost.")
+      .def("saturation", &Solver::saturation,
+           "The mean cost from which on more budget buys no accuracy.")
+      .def("curve", &Solver::curve, py::arg("budgets"), "A policy for each ascending budget.")
+      .def("evaluate", &Solver::evaluate, py::arg("thresholds"), "(right answers, mean cost).");
+}
