@@ -2,6 +2,7 @@
 // description of how the features lie in memory.
 #pragma once
 
+#include "common/dispatch.h"
 #include "common/host_device.h"
 #include "common/stable.h"
 

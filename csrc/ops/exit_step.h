@@ -7,6 +7,7 @@
 #include <limits>
 #include <optional>
 
+#include "common/dispatch.h"
 #include "common/host_device.h"
 #include "common/stable.h"
 

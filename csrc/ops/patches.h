@@ -4,6 +4,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "common/dispatch.h"
 #include "common/host_device.h"
 #include "common/stable.h"
 
@@ -43,10 +44,6 @@ struct PlaceTable {
     return {image_index[m * image_index_stride], corner[0], corner[axis_stride]};
   }
 };
-
-// Arithmetic is in double for double output, in float for every other.
-template <typename Out>
-using Accumulate = std::conditional_t<std::is_same_v<Out, double>, double, float>;
 
 // `Count` elements that are loaded or stored at once, in up to 16 bytes.
 template <typename T, int Count>

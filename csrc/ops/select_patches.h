@@ -8,6 +8,7 @@
 #include <limits>
 #include <vector>
 
+#include "common/dispatch.h"
 #include "common/host_device.h"
 #include "common/stable.h"
 

@@ -454,20 +454,10 @@ Tensor class_activation_map(const Tensor& features, const Tensor& weight,
   Tensor output = torch::stable::new_empty(
       features, {features.size(0), features.size(2), features.size(3)}, output_type(features));
   if (output.numel() == 0) return output;
-  switch (features.scalar_type()) {
-    case ScalarType::Double:
-      run<double, double>(features, weight, classes, output);
-      break;
-    case ScalarType::Half:
-      run<Half, float>(features, weight, classes, output);
-      break;
-    case ScalarType::BFloat16:
-      run<BFloat16, float>(features, weight, classes, output);
-      break;
-    default:
-      run<float, float>(features, weight, classes, output);
-      break;
-  }
+  for_float_type(features.scalar_type(), [&](auto tag) {
+    using Feature = typename decltype(tag)::type;
+    run<Feature, Accumulate<Feature>>(features, weight, classes, output);
+  });
   return output;
 }
 

@@ -406,36 +406,15 @@ void gather_walk(const Job& job) {
   });
 }
 
-template <typename In>
-void gather_walk_from(const Job& job, ScalarType to) {
-  switch (to) {
-    case ScalarType::Byte:  // from uint8 only, see plan_gather
-      if constexpr (std::is_same_v<In, uint8_t>) return gather_walk<uint8_t, In>(job);
-      break;
-    case ScalarType::Float:
-      return gather_walk<float, In>(job);
-    case ScalarType::Double:
-      return gather_walk<double, In>(job);
-    case ScalarType::Half:
-      return gather_walk<Half, In>(job);
-    default:
-      return gather_walk<BFloat16, In>(job);
-  }
-}
-
+// uint8 comes out of uint8 only, see plan_gather.
 void gather_any(const Job& job, ScalarType from, ScalarType to) {
-  switch (from) {
-    case ScalarType::Byte:
-      return gather_walk_from<uint8_t>(job, to);
-    case ScalarType::Float:
-      return gather_walk_from<float>(job, to);
-    case ScalarType::Double:
-      return gather_walk_from<double>(job, to);
-    case ScalarType::Half:
-      return gather_walk_from<Half>(job, to);
-    default:
-      return gather_walk_from<BFloat16>(job, to);
-  }
+  for_float_or_byte_type(from, [&](auto from_tag) {
+    using In = typename decltype(from_tag)::type;
+    if constexpr (std::is_same_v<In, uint8_t>) {
+      if (to == ScalarType::Byte) return gather_walk<uint8_t, In>(job);
+    }
+    for_float_type(to, [&](auto to_tag) { gather_walk<typename decltype(to_tag)::type, In>(job); });
+  });
 }
 
 Tensor gather_patches(Tensor images, Tensor image_index, Tensor top_left, int64_t patch_height,

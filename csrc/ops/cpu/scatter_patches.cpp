@@ -136,19 +136,9 @@ Tensor scatter_patches(Tensor patches, Tensor image_index, Tensor top_left, int6
   const BinTable table(checked_places("scatter_patches", image_index, top_left, scatter.bounds),
                        num_images);
   Tensor images = empty_images(scatter, patches);
-  switch (patches.scalar_type()) {
-    case ScalarType::Float:
-      sum_patches<float>(scatter, table.bins(), patches, images);
-      break;
-    case ScalarType::Double:
-      sum_patches<double>(scatter, table.bins(), patches, images);
-      break;
-    case ScalarType::Half:
-      sum_patches<Half>(scatter, table.bins(), patches, images);
-      break;
-    default:
-      sum_patches<BFloat16>(scatter, table.bins(), patches, images);
-  }
+  for_float_type(patches.scalar_type(), [&](auto tag) {
+    sum_patches<typename decltype(tag)::type>(scatter, table.bins(), patches, images);
+  });
   return images;
 }
 

@@ -255,20 +255,11 @@ std::tuple<Tensor, Tensor, Tensor> select_patches(const Tensor& cam, int64_t num
   const Geometry grid{static_cast<int32_t>(cam.size(1)), static_cast<int32_t>(cam.size(2)),
                       patch_size, stride};
   const Plan plan = make_plan(grid, num_patches, iou_threshold);
-  switch (cam.scalar_type()) {
-    case ScalarType::Double:
-      run<double, int64_t>(cam, plan, index, top_left, num_qualified);
-      break;
-    case ScalarType::Half:
-      run<Half, int32_t>(cam, plan, index, top_left, num_qualified);
-      break;
-    case ScalarType::BFloat16:
-      run<BFloat16, int32_t>(cam, plan, index, top_left, num_qualified);
-      break;
-    default:
-      run<float, int32_t>(cam, plan, index, top_left, num_qualified);
-      break;
-  }
+  for_float_type(cam.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using Key = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
+    run<T, Key>(cam, plan, index, top_left, num_qualified);
+  });
   return {index, top_left, num_qualified};
 }
 

@@ -362,19 +362,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> exit_step_cuda(
       .prediction = torch::stable::new_empty(running, {count}, ScalarType::Long),
       .next_active = torch::stable::new_empty(running, {count}, ScalarType::Long),
   };
-  switch (running.scalar_type()) {
-    case ScalarType::Float:
-      launch_for_running<float, float>(call);
-      break;
-    case ScalarType::Double:
-      launch_for_running<double, double>(call);
-      break;
-    case ScalarType::Half:
-      launch_for_running<Half, float>(call);
-      break;
-    default:
-      launch_for_running<BFloat16, float>(call);
-  }
+  for_float_type(running.scalar_type(), [&](auto tag) {
+    using Running = typename decltype(tag)::type;
+    launch_for_running<Running, Accumulate<Running>>(call);
+  });
   compact_kernel<<<1, kCompactThreads, 0, current_stream(running)>>>(
       static_cast<int64_t*>(call.next_active.data_ptr()), count,
       static_cast<int64_t*>(num_stay.data_ptr()));

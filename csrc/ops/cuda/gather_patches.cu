@@ -55,37 +55,17 @@ void launch_gather(const Launch& launch, const Tensor& images, const std::option
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-template <typename In, typename... Arguments>
-void launch_from(ScalarType to, const Arguments&... arguments) {
-  switch (to) {
-    case ScalarType::Byte:  // from uint8 only, see plan_gather
-      if constexpr (std::is_same_v<In, uint8_t>) launch_gather<uint8_t, In>(arguments...);
-      return;
-    case ScalarType::Float:
-      return launch_gather<float, In>(arguments...);
-    case ScalarType::Double:
-      return launch_gather<double, In>(arguments...);
-    case ScalarType::Half:
-      return launch_gather<Half, In>(arguments...);
-    default:
-      return launch_gather<BFloat16, In>(arguments...);
-  }
-}
-
+// uint8 comes out of uint8 only, see plan_gather.
 template <typename... Arguments>
 void launch_any(ScalarType from, ScalarType to, const Arguments&... arguments) {
-  switch (from) {
-    case ScalarType::Byte:
-      return launch_from<uint8_t>(to, arguments...);
-    case ScalarType::Float:
-      return launch_from<float>(to, arguments...);
-    case ScalarType::Double:
-      return launch_from<double>(to, arguments...);
-    case ScalarType::Half:
-      return launch_from<Half>(to, arguments...);
-    default:
-      return launch_from<BFloat16>(to, arguments...);
-  }
+  for_float_or_byte_type(from, [&](auto from_tag) {
+    using In = typename decltype(from_tag)::type;
+    if constexpr (std::is_same_v<In, uint8_t>) {
+      if (to == ScalarType::Byte) return launch_gather<uint8_t, In>(arguments...);
+    }
+    for_float_type(
+        to, [&](auto to_tag) { launch_gather<typename decltype(to_tag)::type, In>(arguments...); });
+  });
 }
 
 // Contiguous, in the type of the arithmetic; as it is where it is so already.

@@ -162,19 +162,9 @@ Tensor scatter_patches(Tensor patches, Tensor image_index, Tensor top_left, int6
   Tensor images = empty_images(scatter, patches);
   if (images.numel() == 0) return images;
   const BinTable table(scatter, image_index, top_left);
-  switch (patches.scalar_type()) {
-    case ScalarType::Float:
-      launch_sum<float>(scatter, table.bins(), patches, images);
-      break;
-    case ScalarType::Double:
-      launch_sum<double>(scatter, table.bins(), patches, images);
-      break;
-    case ScalarType::Half:
-      launch_sum<Half>(scatter, table.bins(), patches, images);
-      break;
-    default:
-      launch_sum<BFloat16>(scatter, table.bins(), patches, images);
-  }
+  for_float_type(patches.scalar_type(), [&](auto tag) {
+    launch_sum<typename decltype(tag)::type>(scatter, table.bins(), patches, images);
+  });
   return images;
 }
 

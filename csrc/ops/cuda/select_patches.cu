@@ -257,20 +257,10 @@ std::tuple<Tensor, Tensor, Tensor> select_patches(const Tensor& cam, int64_t num
   if (batch == 0) return {index, top_left, num_qualified};
   const Geometry grid{static_cast<int32_t>(cam.size(1)), static_cast<int32_t>(cam.size(2)),
                       patch_size, stride};
-  switch (cam.scalar_type()) {
-    case ScalarType::Double:
-      run<double>(cam, num_patches, grid, iou_threshold, index, top_left, num_qualified);
-      break;
-    case ScalarType::Half:
-      run<Half>(cam, num_patches, grid, iou_threshold, index, top_left, num_qualified);
-      break;
-    case ScalarType::BFloat16:
-      run<BFloat16>(cam, num_patches, grid, iou_threshold, index, top_left, num_qualified);
-      break;
-    default:
-      run<float>(cam, num_patches, grid, iou_threshold, index, top_left, num_qualified);
-      break;
-  }
+  for_float_type(cam.scalar_type(), [&](auto tag) {
+    run<typename decltype(tag)::type>(cam, num_patches, grid, iou_threshold, index, top_left,
+                                      num_qualified);
+  });
   return {index, top_left, num_qualified};
 }
 
