@@ -20,12 +20,13 @@ from anchornet_ext.data.photos import read_photo
 from anchornet_ext.inference import TwoStageClassifier, command
 from anchornet_ext.inference.prediction import predict_batch
 from anchornet_ext.models import AnchorNet, build_backbone
+from anchornet_ext.policy.exit_policy import ExitPolicy
 
 BACKBONE = "squeezenet1_1"
 NAMES = ("cat", "dog", "ibis")
 KEYS = {
-    "photo", "photo_size", "label", "class_index", "confidence", "top", "exit", "num_exits",
-    "steps", "crop_box", "macs", "full_macs", "cost_share", "overlay",
+    "photo", "photo_size", "label", "class_index", "confidence", "top", "exit", "answer_step",
+    "num_exits", "steps", "crop_box", "macs", "full_macs", "cost_share", "overlay",
 }  # fmt: skip
 STEP_KEYS = {"input", "kind", "label", "confidence", "box", "photo_box"}
 
@@ -333,6 +334,42 @@ def test_overlay_names_are_unique(tmp_path: Path) -> None:
     names = command.OverlayNames(tmp_path)
     got = [names.unique(Path(p)).name for p in ("x/a.jpg", "y/a.png", "A.jpg", "a.2.png")]
     assert got == ["a.overlay.png", "a.2.overlay.png", "A.3.overlay.png", "a.2.2.overlay.png"]
+
+
+def test_a_policy_from_a_file(photos: Path, model: Path, tmp_path: Path, in_process: Run) -> None:
+    """Everybody goes to the end, and the answer is where the photo was surest."""
+    path = tmp_path / "policy.json"
+    ExitPolicy((1.0,) * 4, (1.0, 50.0, 50.0, 50.0, 50.0), "surest").save(path)
+    arguments = (photos / "a.png", photos / "turned.png", "--model", model, "--policy", path)
+    status, out, err = in_process(*arguments, "--json", "--overlay", tmp_path / "out")
+    assert status == 0, err
+    for line in lines(out):
+        assert (line["exit"], line["answer_step"]) == (5, 1)
+        assert line["confidence"] == line["steps"][0]["confidence"]
+        assert line["confidence"] > max(step["confidence"] for step in line["steps"][1:])
+        assert line["confidence"] == pytest.approx(line["top"][0]["probability"])
+        assert line["label"] == line["steps"][0]["label"]
+        assert Path(line["overlay"]).is_file()
+    _, out, _ = in_process(*arguments)
+    assert out.count("(the answer: surest here)") == 2
+    _, out, _ = in_process(*arguments, "--exit", "2", "--json")
+    assert [(line["exit"], line["answer_step"]) for line in lines(out)] == [(2, 1)] * 2
+
+
+def test_a_policy_that_does_not_fit(
+    photos: Path, model: Path, tmp_path: Path, in_process: Run
+) -> None:
+    arguments = (photos / "a.png", "--model", model, "--policy", tmp_path / "policy.json")
+    status, out, err = in_process(*arguments)
+    assert (status, out) == (2, "")
+    assert "policy.json" in err
+    ExitPolicy((0.5,)).save(tmp_path / "policy.json")
+    status, out, err = in_process(*arguments)
+    assert (status, out) == (2, "")
+    assert "policy.json is for 2 exits, this model has 5" in err
+    status, _, err = in_process(*arguments, "--thresholds", "0.5")
+    assert status == 2
+    assert "--thresholds or --policy, not both" in err
 
 
 def test_photos_are_read_only_as_they_are_used(

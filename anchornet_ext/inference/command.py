@@ -19,6 +19,7 @@ from anchornet_ext._files import write_whole
 from anchornet_ext.data.crop_geometry import CropGeometry
 from anchornet_ext.data.photos import PHOTO_SUFFIXES, read_photo
 from anchornet_ext.data.transforms import to_uint8_tensor
+from anchornet_ext.policy.exit_policy import ExitPolicy
 
 from .overlay import draw_overlay
 from .prediction import Prediction, explain, predict_batch
@@ -51,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B,...",
         help="confidence above which a photo leaves after input 1, 2, ...; one number holds for "
         "all inputs (default: the model's own)",
+    )
+    parser.add_argument(
+        "--policy",
+        type=Path,
+        metavar="FILE",
+        help="what `anchornet calibrate` wrote: thresholds, temperatures and whose answer counts "
+        "(default: the model's own; with --exit its thresholds do not matter)",
     )
     exits.add_argument(
         "--exit",
@@ -103,6 +111,9 @@ def run(args: argparse.Namespace) -> int:
             stream.reconfigure(errors="backslashreplace")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if args.policy is not None and args.thresholds is not None:
+        raise ValueError("give --thresholds or --policy, not both: a policy has its own")
+    policy = None if args.policy is None else ExitPolicy.load(args.policy)
     paths, problems = find_photos(args.photos, leave_out=args.overlay)
     for problem in problems:
         _complain(problem)
@@ -111,6 +122,11 @@ def run(args: argparse.Namespace) -> int:
     device = _device(args.device)
     model = TwoStageClassifier.from_pretrained(args.model, device=device)
     thresholds = _for_model(args.thresholds, model)
+    if policy is not None and policy.num_exits != model.num_exits:
+        raise ValueError(
+            f"--policy {args.policy} is for {policy.num_exits} exits, this model has "
+            f"{model.num_exits}"
+        )
     if args.exit is not None and args.exit > model.num_exits:
         raise ValueError(f"--exit {args.exit}: this model has {model.num_exits} exits")
     if args.overlay is not None:
@@ -129,6 +145,7 @@ def run(args: argparse.Namespace) -> int:
                     [photo.crop for photo in photos],
                     thresholds=thresholds,
                     exit_at=args.exit,
+                    policy=policy,
                     top=args.top,
                     extra_map=overlays is not None and not args.no_extra_map,
                 )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from anchornet_ext.models.localise import localise
 from anchornet_ext.ops import exit_step, gather_patches
+from anchornet_ext.policy.exit_policy import ExitPolicy
 
 if TYPE_CHECKING:
     from .two_stage import TwoStageClassifier
@@ -23,10 +24,13 @@ class Classification:
     """What `classify` found for B images, n classes, T exits; all on the images' device.
 
     Attributes:
-        label: (B,) int64, index of the predicted class.
-        probabilities: (B, n) at the exit: softmax of the summed logits, or under the criterion
-            "probabilities" the mean of the probabilities of the inputs used.
+        label: (B,) int64, index of the predicted class: that of `answer_step`.
+        probabilities: (B, n) after input `answer_step`: softmax of the summed logits (divided by
+            that exit's temperature), or under the criterion "probabilities" the mean of the
+            probabilities of the inputs so far.
         exit_step: (B,) int64, the number of inputs used, 1 (the glance alone) to T.
+        answer_step: (B,) int64, the input after which the answer was found: `exit_step`, unless the
+            policy's answer is "surest".
         confidence: (B, T), the largest probability after each input, NaN where it was not reached.
         step_label: (B, T) int64, the class predicted after each input, -1 where not reached.
         top_left: (B, T - 1, 2) int64, (row, column) in pixels of the patch of each step after the
@@ -42,6 +46,7 @@ class Classification:
     label: Tensor
     probabilities: Tensor
     exit_step: Tensor
+    answer_step: Tensor
     confidence: Tensor
     step_label: Tensor
     top_left: Tensor
@@ -57,13 +62,16 @@ def classify(
     images: Tensor,
     thresholds: Sequence[float] | None = None,
     exit_at: int | None = None,
+    *,
+    policy: ExitPolicy | None = None,
 ) -> Classification:
     """Runs Algorithm 1 on a batch with real early exit.
 
     The glance sees every image, AnchorNet those that the glance left, and the focus network at each
     step one patch of every image that is still there. Between the steps the batch is compacted on
     the device; the host reads one number, how many stay. An image leaves after input t when its
-    confidence is above thresholds[t - 1], and at the last exit in any case.
+    confidence is above thresholds[t - 1], and at the last exit in any case. Its answer is what it
+    was predicted to be there or, if the policy says so, where it was surest.
 
     The networks run in eval mode without gradients, and their modes are put back afterwards. The
     fastest classifier is the folded one (`TwoStageClassifier.fold`): its AnchorNet has no batch
@@ -75,41 +83,51 @@ def classify(
             be 0. On images so small that AnchorNet's grid has fewer than `num_patches` locations,
             the sequence ends with the patches there are.
         thresholds: T - 1 floats for exits 1..T-1: 1 or more never lets an image leave, below 0
-            always does. None: the classifier's own ones, without which no image leaves early.
-        exit_at: anytime prediction: every image leaves at this exit, 1 to T. Not together with
-            `thresholds`.
+            always does. Short for `policy=ExitPolicy(thresholds)`, so without temperatures and with
+            the answer of the last input.
+        exit_at: anytime prediction: every image leaves at this exit, 1 to T, whatever the policy's
+            thresholds; its temperatures and its answer rule hold. Not together with `thresholds`.
+        policy: thresholds, temperatures and answer rule. None: the classifier's own policy, without
+            which no image leaves early.
 
     Raises:
-        ValueError: images of a wrong shape, thresholds that are NaN or not T - 1, `exit_at` out of
-            1..T or together with `thresholds`, or networks that differ in their classes.
+        ValueError: images of a wrong shape, thresholds that are NaN or not T - 1, a policy for
+            another number of exits, `exit_at` out of 1..T, thresholds together with `exit_at` or
+            with a policy, or networks that differ in their classes.
         TypeError: images are not floating point.
     """
     check_images(classifier, images)
-    limits = _limits(classifier, thresholds, exit_at)
+    policy = _chosen_policy(classifier, thresholds, exit_at, policy)
+    # The threshold of each exit that may run. The last one's is never compared.
+    limits = (*policy.thresholds, math.inf) if exit_at is None else (math.inf,) * exit_at
     with torch.no_grad(), evaluating(classifier):
-        return _classify(classifier, images, limits)
+        return _classify(classifier, images, limits, policy)
 
 
-def _limits(
-    classifier: TwoStageClassifier, thresholds: Sequence[float] | None, exit_at: int | None
-) -> tuple[float, ...]:
-    """The threshold of each exit that may run. The last exit's is never compared."""
-    never = (math.inf,)
-    if exit_at is not None:
-        if thresholds is not None:
-            raise ValueError("give thresholds or exit_at, not both")
-        if not 1 <= exit_at <= classifier.num_exits:
-            raise ValueError(f"exit_at must be 1 to {classifier.num_exits}, got {exit_at}")
-        return never * exit_at
+def _chosen_policy(
+    classifier: TwoStageClassifier,
+    thresholds: Sequence[float] | None,
+    exit_at: int | None,
+    policy: ExitPolicy | None,
+) -> ExitPolicy:
     if thresholds is not None:
-        return classifier.checked_thresholds(thresholds) + never
-    if classifier.thresholds is not None:
-        return classifier.thresholds + never
-    return never * classifier.num_exits
+        if exit_at is not None:
+            raise ValueError("give thresholds or exit_at, not both")
+        if policy is not None:
+            raise ValueError("give thresholds or a policy, not both: a policy has its own")
+        policy = ExitPolicy(classifier.checked_thresholds(thresholds))
+    if exit_at is not None and not 1 <= exit_at <= classifier.num_exits:
+        raise ValueError(f"exit_at must be 1 to {classifier.num_exits}, got {exit_at}")
+    if policy is None:
+        policy = classifier.policy
+    if policy is None:
+        policy = ExitPolicy.never(classifier.num_exits)
+    policy.require_exits(classifier.num_exits)
+    return policy
 
 
 def _classify(
-    classifier: TwoStageClassifier, images: Tensor, limits: tuple[float, ...]
+    classifier: TwoStageClassifier, images: Tensor, limits: tuple[float, ...], policy: ExitPolicy
 ) -> Classification:
     batch, _, height, width = images.shape
     num_exits = classifier.num_exits
@@ -131,6 +149,8 @@ def _classify(
     anchor_label = torch.full_like(exit_index, -1)  # (B,)
     activation_map = running.new_empty((0, *_grid(classifier, (height, width))))  # (A, h, w)
     anchor_ran = exit_index.new_empty(0)  # (A,)
+
+    surest = _Surest(running) if policy.answer == "surest" else None
 
     active = torch.arange(batch, device=device)
     for step in range(1, last + 1):
@@ -161,23 +181,38 @@ def _classify(
             logits = classifier.focus(patches)
         check_logits(classifier, logits, "glance" if step == 1 else "focus")
         left_at = exit_step(
-            running, logits, active, limits[step - 1], step=step, criterion=classifier.criterion
+            running,
+            logits,
+            active,
+            limits[step - 1],
+            step=step,
+            temperature=policy.temperature(step),
+            criterion=classifier.criterion,
         )
         step_label[active, step - 1] = left_at.prediction
         confidence[active, step - 1] = left_at.confidence.to(confidence.dtype)
         exit_index[active] = step  # the next step overwrites it for those that stay
+        if surest is not None:
+            surest.update(running, active, left_at.confidence, step)
         if step < last:
             active = left_at.active[: int(left_at.num_active)]  # the one host read of the step
 
     used = torch.arange(1, num_exits, device=device) < exit_index[:, None]  # (B, T - 1)
+    answer, answer_index = running, exit_index
+    if surest is not None:
+        answer, answer_index = surest.sums, surest.step
     if classifier.criterion == "probabilities":
-        probabilities = running / exit_index[:, None]
+        probabilities = answer / answer_index[:, None]
     else:
-        probabilities = running.softmax(dim=1)
+        if policy.temperatures is not None:
+            answer = answer - answer.amax(dim=1, keepdim=True)  # as exit_step: nothing overflows
+            answer /= answer.new_tensor(policy.temperatures)[answer_index - 1, None]
+        probabilities = answer.softmax(dim=1)
     return Classification(
-        label=step_label.gather(1, exit_index[:, None] - 1)[:, 0],
+        label=step_label.gather(1, answer_index[:, None] - 1)[:, 0],
         probabilities=probabilities,
         exit_step=exit_index,
+        answer_step=answer_index,
         confidence=confidence,
         step_label=step_label,
         top_left=torch.where(used[:, :, None], planned, -1),
@@ -187,6 +222,33 @@ def _classify(
         macs=torch.tensor(macs, device=device)[exit_index - 1],
         full_macs=macs[num_patches],  # exit 1 + num_patches
     )
+
+
+class _Surest:
+    """After which input each image was surest so far, and its sums then, (B, n).
+
+    NaN is the least sure, and of equal confidences the later wins.
+    """
+
+    def __init__(self, running: Tensor) -> None:
+        batch, num_classes = running.shape
+        # The spare row at the end takes what is not better, so that nothing waits for the device
+        # to tell how many are.
+        self._sums = running.new_zeros(batch + 1, num_classes)
+        self._confidence = running.new_full((batch,), -math.inf)
+        self.step = torch.ones(batch, dtype=torch.int64, device=running.device)
+
+    @property
+    def sums(self) -> Tensor:
+        return self._sums[:-1]
+
+    def update(self, running: Tensor, active: Tensor, confidence: Tensor, step: int) -> None:
+        confidence = torch.where(confidence.isnan(), -math.inf, confidence)  # (A,)
+        best = self._confidence[active]
+        better = confidence >= best
+        self._confidence[active] = torch.where(better, confidence, best)
+        self.step[active] = torch.where(better, step, self.step[active])
+        self._sums[torch.where(better, active, len(self.step))] = running[active]
 
 
 def check_images(classifier: TwoStageClassifier, images: Tensor) -> None:

@@ -79,6 +79,7 @@ class Explanation:
         map_label: the class of that map.
         map_needed: False if the map was computed for this picture only.
         patch_size, stride: of AnchorNet, pixels of the crop.
+        answer_step: after which input, from 1, the answer was found; None is the last.
     """
 
     name: str
@@ -95,6 +96,12 @@ class Explanation:
     map_needed: bool
     patch_size: int
     stride: int
+    answer_step: int | None = None
+
+    @property
+    def answer(self) -> Look:
+        """The look whose class and confidence are the answer."""
+        return self.looks[-1 if self.answer_step is None else self.answer_step - 1]
 
 
 def draw_overlay(explanation: Explanation) -> Image.Image:
@@ -134,12 +141,12 @@ def percent(share: float) -> str:
 
 def _draw_header(canvas: Image.Image, explanation: Explanation) -> None:
     draw = ImageDraw.Draw(canvas)
-    last = explanation.looks[-1]
+    answer = explanation.answer
     used = len(explanation.looks)
-    confidence = percent(last.confidence)
+    confidence = percent(answer.confidence)
     width = WIDTH - 2 * MARGIN
     room = width - font(34).getlength(confidence) - 20
-    label = fitted(last.label, font(34), room)
+    label = fitted(answer.label, font(34), room)
     draw.text((MARGIN, 36), label, INK, font(34), anchor="lm")
     draw.text(
         (MARGIN + font(34).getlength(label) + 18, 38), confidence, EXIT_COLOUR, font(28), "lm"
@@ -313,16 +320,16 @@ def _draw_tile(
     draw.text((left, text_top), fitted(look.label, font(16), room), INK, font(16), anchor="lm")
     draw.text((left + side, text_top), confidence, INK, font(16), anchor="rm")
     bar = (left, text_top + 16, left + side - 1, text_top + 23)
-    is_exit = index == used - 1
+    is_exit, is_answer = index == used - 1, look is explanation.answer
     draw.rectangle(bar, fill=(228, 230, 233))
     filled = round((side - 1) * min(max(look.confidence, 0.0), 1.0))
     draw.rectangle(
-        (bar[0], bar[1], bar[0] + filled, bar[3]), fill=EXIT_COLOUR if is_exit else FAINT_INK
+        (bar[0], bar[1], bar[0] + filled, bar[3]), fill=EXIT_COLOUR if is_answer else FAINT_INK
     )
-    if is_exit:
-        word = "exited here"
+    if is_exit or is_answer:
+        word = "exited here" if is_exit else "surest here"
         width = font(14).getlength(word) + 12
-        tag(draw, (left + side - width, top + 7), word, EXIT_COLOUR, 14)
+        tag(draw, (left + side - width, top + 7), word, EXIT_COLOUR if is_answer else FRAME, 14)
 
 
 def _caption(canvas: Image.Image, corner: tuple[int, int], words: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anchornet_ext.data.crop_geometry import Box, CropGeometry
 from anchornet_ext.models.localise import localise
+from anchornet_ext.policy.exit_policy import ExitPolicy
 
 from .early_exit import Classification
 from .overlay import Explanation, Look
@@ -33,8 +34,10 @@ class Prediction:
     """What is known of one photo.
 
     Attributes:
-        top: the most probable classes at the exit, best first; at least one.
+        top: the most probable classes of the answer, best first; at least one.
         looks: the inputs that were used, the glance first, with class and confidence after each.
+        answer_step: after which of these inputs, from 1, the answer was found: the last unless the
+            policy takes the surest.
         num_exits: T, how many inputs there could have been.
         macs, full_macs: multiply-adds that it cost, and that the last exit costs.
         crop: the network's crop, uint8 (H, W, 3).
@@ -44,6 +47,7 @@ class Prediction:
 
     top: tuple[Candidate, ...]
     looks: tuple[Look, ...]
+    answer_step: int
     num_exits: int
     macs: int
     full_macs: int
@@ -56,6 +60,11 @@ class Prediction:
         """The number of inputs used."""
         return len(self.looks)
 
+    @property
+    def confidence(self) -> float:
+        """That of the answer."""
+        return self.looks[self.answer_step - 1].confidence
+
 
 def predict_batch(
     model: TwoStageClassifier,
@@ -63,6 +72,7 @@ def predict_batch(
     *,
     thresholds: Sequence[float] | None = None,
     exit_at: int | None = None,
+    policy: ExitPolicy | None = None,
     top: int = 1,
     extra_map: bool = False,
 ) -> list[Prediction]:
@@ -71,7 +81,7 @@ def predict_batch(
     Args:
         model: in which everything is set; its device is used.
         crops: uint8 (3, H, W) of one size, as `Preprocessing.crop` gives them.
-        thresholds, exit_at: see `early_exit.classify`.
+        thresholds, exit_at, policy: see `early_exit.classify`.
         top: how many classes to report.
         extra_map: compute the activation map also for photos that left at the glance, to show it.
             Its cost is not counted, as nothing was decided by it.
@@ -80,10 +90,10 @@ def predict_batch(
         return []
     device = next(model.parameters()).device
     images = model.preprocessing.normalise(torch.stack(list(crops)).to(device))  # (B, 3, H, W)
-    found = model.classify(images, thresholds, exit_at)
+    found = model.classify(images, thresholds, exit_at, policy=policy)
     maps, map_classes = _maps(model, images, found, extra_map)
     # One transfer for each tensor instead of one for each number.
-    steps = found.exit_step.tolist()
+    steps, answer_steps = found.exit_step.tolist(), found.answer_step.tolist()
     confidence, step_label = found.confidence.tolist(), found.step_label.tolist()
     top_left, macs = found.top_left.tolist(), found.macs.tolist()
     best = _ranking(found, top)
@@ -105,6 +115,7 @@ def predict_batch(
             Prediction(
                 top=candidates,
                 looks=looks,
+                answer_step=answer_steps[b],
                 num_exits=model.num_exits,
                 macs=macs[b],
                 full_macs=found.full_macs,
@@ -144,6 +155,7 @@ def explain(
         map_needed=prediction.exit_step > 1,
         patch_size=model.patch_size,
         stride=model.anchor.stride,
+        answer_step=prediction.answer_step,
     )
 
 

@@ -37,12 +37,13 @@ def as_json(
         "photo_size": list(geometry.photo_size),
         "label": prediction.top[0].label,
         "class_index": prediction.top[0].index,
-        "confidence": prediction.looks[-1].confidence,
+        "confidence": prediction.confidence,
         "top": [
             {"label": one.label, "class_index": one.index, "probability": one.probability}
             for one in prediction.top
         ],
         "exit": prediction.exit_step,
+        "answer_step": prediction.answer_step,
         "num_exits": prediction.num_exits,
         "steps": [
             {
@@ -106,7 +107,7 @@ class TableReport:
         line = Text(f"{_shortened(name, self._names):<{self._names}}  ")
         best = prediction.top[0]
         line.append(f"{_shortened(best.label, self._labels):<{self._labels}}", "bold green")
-        line.append(f"  {_percent(prediction.looks[-1].confidence):>7}  ")
+        line.append(f"  {_percent(prediction.confidence):>7}  ")
         line.append(f"{prediction.exit_step} of {prediction.num_exits}".rjust(6), "cyan")
         line.append(f"  {prediction.macs / 1e6:>7.1f}  {_percent(share):>7}")
         self._print(line)
@@ -122,6 +123,8 @@ class TableReport:
                     f"{_rows_and_columns(geometry.to_photo(look.box))} of the photo"
                 )
             after = f"{look.label} {_percent(look.confidence)}"
+            if number == prediction.answer_step < prediction.exit_step:
+                after += "  (the answer: surest here)"
             self._print(Text(f"    input {number}: {what} -> {after}", "dim"))
         if overlay is not None:
             self._print(Text(f"    picture: {overlay}", "dim"))

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from anchornet_ext._files import write_whole
 from anchornet_ext.data.transforms import Preprocessing
+from anchornet_ext.policy.exit_policy import ExitPolicy
 
 if TYPE_CHECKING:
     from .two_stage import TwoStageClassifier
 
 FORMAT = "anchornet_ext two-stage classifier"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had thresholds instead of a whole policy
 CONFIG = "config.json"
 NETWORKS = ("anchor", "glance", "focus")
 STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -101,7 +102,7 @@ def save(
         "iou_threshold": classifier.iou_threshold,
         "glance_size": classifier.glance_size,
         "criterion": classifier.criterion,
-        "thresholds": classifier.thresholds,
+        "policy": None if classifier.policy is None else classifier.policy.to_dict(),
         # What `classify` reports: it runs the folded AnchorNet.
         "macs_per_exit": classifier.fold().macs_per_exit(),
         "files": {
@@ -144,7 +145,7 @@ def load(folder_or_name: str | PathLike[str]) -> TwoStageClassifier:
             criterion=config["criterion"],
             glance_name=config["glance"]["backbone"],
             focus_name=config["focus"]["backbone"],
-            thresholds=config["thresholds"],
+            policy=_policy(config),
         )
         files = config["files"]
         for part in NETWORKS:
@@ -181,6 +182,13 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}: update the package"
         )
     return config
+
+
+def _policy(config: Mapping[str, Any]) -> ExitPolicy | None:
+    if config["format_version"] == 1:
+        thresholds = config["thresholds"]
+        return None if thresholds is None else ExitPolicy(thresholds)
+    return None if config["policy"] is None else ExitPolicy.from_dict(config["policy"])
 
 
 def _stored(module: nn.Module, dtype: torch.dtype | None, part: str) -> dict[str, Tensor]:

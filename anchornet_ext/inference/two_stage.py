@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from operator import is_
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ from torch.nn import functional
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.models import AnchorNet, FoldedAnchorNet
 from anchornet_ext.models.macs import count_macs
+from anchornet_ext.policy.exit_policy import ExitPolicy
 
 if TYPE_CHECKING:
     from .early_exit import Classification
@@ -21,6 +23,26 @@ if TYPE_CHECKING:
 
 Criterion = Literal["logits", "probabilities"]
 CRITERIA: tuple[Criterion, ...] = ("logits", "probabilities")
+
+
+class _CountedMacs:
+    """The multiply-adds of one network at the sizes that were asked for.
+
+    It keeps the modules, and not their ids, which another module may have once they are gone.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._modules = tuple(network.modules())
+        self._at: dict[tuple[int, int], int] = {}
+
+    def is_of(self, network: nn.Module) -> bool:
+        modules = tuple(network.modules())
+        return len(modules) == len(self._modules) and all(map(is_, modules, self._modules))
+
+    def at(self, size: tuple[int, int]) -> int:
+        if size not in self._at:
+            self._at[size] = count_macs(self._modules[0], (3, *size))
+        return self._at[size]
 
 
 class TwoStageClassifier(nn.Module):
@@ -42,13 +64,16 @@ class TwoStageClassifier(nn.Module):
             "probabilities": it is the mean of the steps' probabilities (the paper's text).
         glance_name, focus_name: the names that `build_backbone` knows the networks by. Only
             `save_pretrained` needs them.
-        thresholds: the T - 1 thresholds that `classify` uses when it is given none.
+        thresholds: short for `policy=ExitPolicy(thresholds)`.
+        policy: when images leave and with which answer, where `classify` is not told. None: no
+            image leaves early. Attributes `policy` and `thresholds` can be set later, too.
 
     `forward` is the anytime prediction of the last exit: (B, 3, H, W) -> summed logits (B, n) of
     the glance and all patches.
 
     Raises:
-        ValueError: a size, a threshold, the criterion or the number of class names is out of range.
+        ValueError: a size, a threshold, the criterion or the number of class names is out of range,
+            the policy is for another number of exits, or there are both thresholds and a policy.
     """
 
     def __init__(
@@ -66,6 +91,7 @@ class TwoStageClassifier(nn.Module):
         glance_name: str | None = None,
         focus_name: str | None = None,
         thresholds: Sequence[float] | None = None,
+        policy: ExitPolicy | None = None,
     ) -> None:
         super().__init__()
         if num_patches < 1:
@@ -93,8 +119,12 @@ class TwoStageClassifier(nn.Module):
             raise ValueError(
                 f"{len(self.class_names)} class names for networks of {self.num_classes} classes"
             )
-        self.thresholds = None if thresholds is None else self.checked_thresholds(thresholds)
-        self._macs: dict[tuple[int, int], tuple[int, ...]] = {}
+        if thresholds is not None and policy is not None:
+            raise ValueError("give thresholds or a policy, not both: a policy has its own")
+        self.policy = policy
+        if thresholds is not None:
+            self.thresholds = tuple(thresholds)
+        self._macs: dict[str, _CountedMacs] = {}
 
     @property
     def num_classes(self) -> int:
@@ -116,6 +146,32 @@ class TwoStageClassifier(nn.Module):
         """Whether `anchor` is the folded one, which neither trains nor saves."""
         return isinstance(self.anchor, FoldedAnchorNet)
 
+    @property
+    def policy(self) -> ExitPolicy | None:
+        """When images leave and with which answer; None lets no image leave early.
+
+        Setting it raises ValueError if the policy is for another number of exits.
+        """
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: ExitPolicy | None) -> None:
+        if policy is not None:
+            policy.require_exits(self.num_exits)
+        self._policy = policy
+
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """The policy's T - 1 thresholds. Setting them makes a policy of nothing else."""
+        return None if self.policy is None else self.policy.thresholds
+
+    @thresholds.setter
+    def thresholds(self, thresholds: Sequence[float] | None) -> None:
+        if thresholds is None:
+            self.policy = None
+        else:
+            self.policy = ExitPolicy(self.checked_thresholds(thresholds))
+
     def checked_thresholds(self, thresholds: Sequence[float]) -> tuple[float, ...]:
         """The thresholds as floats.
 
@@ -125,15 +181,9 @@ class TwoStageClassifier(nn.Module):
         Raises:
             ValueError: there are not T - 1 of them, or one is NaN.
         """
-        values = tuple(float(value) for value in thresholds)
-        if len(values) != self.num_exits - 1:
-            raise ValueError(
-                f"{self.num_exits} exits need {self.num_exits - 1} thresholds, got {len(values)}: "
-                f"{list(values)}"
-            )
-        if any(value != value for value in values):
-            raise ValueError(f"a threshold is NaN: {list(values)}")
-        return values
+        policy = ExitPolicy(tuple(thresholds))
+        policy.require_exits(self.num_exits)
+        return policy.thresholds
 
     def glance_input(self, images: Tensor) -> Tensor:
         """Resizes (B, 3, H, W) to (B, 3, g, g), bicubic with corners aligned."""
@@ -153,13 +203,18 @@ class TwoStageClassifier(nn.Module):
         """
         if image_size is None:
             image_size = (self.preprocessing.crop_size, self.preprocessing.crop_size)
-        if image_size not in self._macs:
-            glance = count_macs(self.glance, (3, self.glance_size, self.glance_size))
-            anchor = count_macs(self.anchor, (3, *image_size))
-            focus = count_macs(self.focus, (3, self.patch_size, self.patch_size))
-            later = (glance + anchor + step * focus for step in range(1, self.num_exits))
-            self._macs[image_size] = (glance, *later)
-        return self._macs[image_size]
+        glance = self._network_macs("glance", (self.glance_size, self.glance_size))
+        anchor = self._network_macs("anchor", image_size)
+        focus = self._network_macs("focus", (self.patch_size, self.patch_size))
+        return (glance, *(glance + anchor + step * focus for step in range(1, self.num_exits)))
+
+    def _network_macs(self, name: str, size: tuple[int, int]) -> int:
+        """`count_macs`, remembered as long as the network consists of the same modules."""
+        network = self.get_submodule(name)
+        counted = self._macs.get(name)
+        if counted is None or not counted.is_of(network):
+            counted = self._macs[name] = _CountedMacs(network)
+        return counted.at(size)
 
     def fold(self) -> TwoStageClassifier:
         """The classifier for inference: AnchorNet folded, eval mode, weights in channels_last.
@@ -181,7 +236,7 @@ class TwoStageClassifier(nn.Module):
             criterion=self.criterion,
             glance_name=self.glance_name,
             focus_name=self.focus_name,
-            thresholds=self.thresholds,
+            policy=self.policy,
         )
         folded.requires_grad_(False)
         folded.eval()
@@ -198,11 +253,13 @@ class TwoStageClassifier(nn.Module):
         images: Tensor,
         thresholds: Sequence[float] | None = None,
         exit_at: int | None = None,
+        *,
+        policy: ExitPolicy | None = None,
     ) -> Classification:
         """Algorithm 1 for a batch, every image costing only what it needs. See `early_exit`."""
         from .early_exit import classify
 
-        return classify(self, images, thresholds, exit_at)
+        return classify(self, images, thresholds, exit_at, policy=policy)
 
     def anytime_logits(
         self,
@@ -248,4 +305,8 @@ class TwoStageClassifier(nn.Module):
             "criterion": self.criterion,
             "thresholds": self.thresholds,
         }
+        if self.policy is not None and self.policy.temperatures is not None:
+            values["temperatures"] = self.policy.temperatures
+        if self.policy is not None and self.policy.answer != "last":
+            values["answer"] = self.policy.answer
         return ", ".join(f"{key}={value!r}" for key, value in values.items())

@@ -10,11 +10,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from anchornet_ext._files import write_whole
 
 FORMAT = "anchornet_ext exit policy"
 FORMAT_VERSION = 1
 _KEYS = {"format", "format_version", "thresholds", "temperatures", "answer", "about"}
+
+_FLOAT32 = np.finfo(np.float32)  # what the confidences are computed in
 
 Answer = Literal["last", "surest"]
 ANSWERS: tuple[Answer, ...] = get_args(Answer)
@@ -28,8 +32,9 @@ class ExitPolicy:
         thresholds: T - 1 floats. An image leaves at the first exit t < T where its confidence is
             above thresholds[t - 1], and at exit T in any case. 1 or more never lets an image leave,
             below 0 always does; infinities are stored as 1 and -1, which decide the same.
-        temperatures: T positive floats by which the logits are divided for the confidence at each
-            exit, or None: all are 1. They change how sure a prediction is, not the prediction.
+        temperatures: T positive numbers (of float32) by which the logits are divided before the
+            softmax at each exit, or None: all are 1. Under the criterion "logits" they change how
+            sure a prediction is and not the prediction.
         answer: "last": the answer of an image is the prediction at the exit where it leaves.
             "surest": that of the exit with the highest confidence so far, of equal ones the later.
         about: where the numbers come from (table, budget, expected accuracy and cost, method),
@@ -62,7 +67,7 @@ class ExitPolicy:
                     f"{len(thresholds)} thresholds are for {self.num_exits} exits, "
                     f"got {len(temperatures)} temperatures: {list(temperatures)}"
                 )
-            if not all(0 < value < math.inf for value in temperatures):
+            if not all(_FLOAT32.tiny <= value <= _FLOAT32.max for value in temperatures):
                 raise ValueError(
                     f"temperatures must be positive and finite, got {list(temperatures)}"
                 )
@@ -76,6 +81,11 @@ class ExitPolicy:
         except (TypeError, ValueError) as error:
             raise ValueError(f"about must hold what JSON can: {error}") from error
         object.__setattr__(self, "about", about)
+
+    @classmethod
+    def never(cls, num_exits: int) -> ExitPolicy:
+        """The policy under which every image goes to the last exit."""
+        return cls((1.0,) * (num_exits - 1))
 
     @property
     def num_exits(self) -> int:

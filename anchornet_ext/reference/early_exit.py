@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,36 +15,53 @@ from .select_patches import select_patches
 
 
 class Exit(NamedTuple):
-    """Where one image left."""
+    """Where one image left, and with which answer."""
 
     label: int
     exit_step: int  # 1-based: the number of inputs used
-    probabilities: Tensor  # (n,)
+    answer_step: int  # 1-based: the input after which the label was predicted
+    probabilities: Tensor  # (n,), after that input
     confidence: list[float]  # after each input used
     top_left: list[tuple[int, int]]  # of each patch used
 
 
 def sequential_inference(
-    logits: Iterable[Tensor], thresholds: Sequence[float], criterion: str = "logits"
-) -> tuple[int, int, Tensor, list[float]]:
+    logits: Iterable[Tensor],
+    thresholds: Sequence[float],
+    criterion: str = "logits",
+    temperatures: Sequence[float] | None = None,
+    answer: str = "last",
+) -> Exit:
     """Algorithm 1 on f(x_1), f(x_2), ... (n,), taken one by one and none more than needed.
 
-    Returns the label, the exit (1-based), the probabilities and the confidence after each input.
+    The answer is the prediction after the last input ("last"), or after the one with the highest
+    confidence ("surest"; of equal ones the later, NaN is the lowest). Patches are unknown here.
     """
     length = len(thresholds) + 1
     total: Tensor | None = None
     confidences: list[float] = []
+    after: list[tuple[int, Tensor]] = []  # label and probabilities after each input
     for step, f in enumerate(logits, start=1):
-        new = f.softmax(dim=0) if criterion == "probabilities" else f
+        temperature = 1.0 if temperatures is None else temperatures[step - 1]
+        new = (f / temperature).softmax(dim=0) if criterion == "probabilities" else f
         total = new if total is None else total + new
-        probabilities = total / step if criterion == "probabilities" else total.softmax(dim=0)
+        if criterion == "probabilities":
+            probabilities = total / step
+        else:
+            probabilities = (total / temperature).softmax(dim=0)
+        after.append((int(total.argmax()), probabilities))
         confidences.append(float(probabilities.max()))
         if step == length or confidences[-1] > thresholds[step - 1]:
-            return int(probabilities.argmax()), step, probabilities, confidences
-    # The sequence is shorter than T: its end is the last exit.
-    if total is None:
+            break
+    # A sequence that is shorter than T: its end is the last exit.
+    if not after:
         raise ValueError("the sequence of inputs is empty")
-    return int(probabilities.argmax()), step, probabilities, confidences
+    answer_step = len(after)
+    if answer == "surest":
+        sure = [-math.inf if math.isnan(value) else value for value in confidences]
+        answer_step = max(range(1, len(after) + 1), key=lambda step: (sure[step - 1], step))
+    label, probabilities = after[answer_step - 1]
+    return Exit(label, len(after), answer_step, probabilities, confidences, [])
 
 
 @torch.no_grad()
@@ -57,6 +75,8 @@ def classify_image(
     glance_size: int,
     iou_threshold: float | Sequence[float] = 0.3,
     criterion: str = "logits",
+    temperatures: Sequence[float] | None = None,
+    answer: str = "last",
 ) -> Exit:
     """Section 3.4 for one normalised image (3, H, W), every network in eval mode.
 
@@ -85,5 +105,5 @@ def classify_image(
             top_left.append((row, column))
             yield focus(batch[:, :, row : row + size, column : column + size])[0]
 
-    label, step, probabilities, confidence = sequential_inference(inputs(), thresholds, criterion)
-    return Exit(label, step, probabilities, confidence, top_left)
+    found = sequential_inference(inputs(), thresholds, criterion, temperatures, answer)
+    return found._replace(top_left=top_left)

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 from anchornet_ext.inference import TwoStageClassifier
 from anchornet_ext.inference.early_exit import Classification
+from anchornet_ext.models import AnchorNet
+from anchornet_ext.policy.exit_policy import ExitPolicy
 from anchornet_ext.reference.early_exit import Exit, classify_image, sequential_inference
 
 NEVER, ALWAYS = 2.0, -1.0
 
 
 def reference(
-    model: TwoStageClassifier, images: Tensor, thresholds: tuple[float, ...]
+    model: TwoStageClassifier, images: Tensor, thresholds: tuple[float, ...], **rules: Any
 ) -> list[Exit]:
     return [
         classify_image(
@@ -34,6 +36,7 @@ def reference(
             glance_size=model.glance_size,
             iou_threshold=model.iou_threshold,
             criterion=model.criterion,
+            **rules,
         )
         for image in images
     ]
@@ -44,13 +47,14 @@ def assert_equal_to_reference(
 ) -> None:
     assert got.exit_step.tolist() == [one.exit_step for one in expected]
     assert got.label.tolist() == [one.label for one in expected]
+    assert got.answer_step.tolist() == [one.answer_step for one in expected]
     for b, one in enumerate(expected):
         used = one.exit_step
         torch.testing.assert_close(got.probabilities[b], one.probabilities)
         torch.testing.assert_close(got.confidence[b, :used].tolist(), one.confidence)
         assert got.confidence[b, used:].isnan().all()
         assert (got.step_label[b, used:] == -1).all()
-        assert int(got.step_label[b, used - 1]) == one.label
+        assert int(got.step_label[b, one.answer_step - 1]) == one.label
         assert got.top_left[b, : used - 1].tolist() == [list(place) for place in one.top_left]
         assert (got.top_left[b, used - 1 :] == -1).all()
 
@@ -90,15 +94,23 @@ def test_batched_equals_one_by_one(data: st.DataObject) -> None:
             st.lists(thresholds_between, min_size=num_patches, max_size=num_patches), "thresholds"
         )
     )
-    expected = reference(model, images, thresholds)
+    temperatures = data.draw(
+        st.none() | st.tuples(*[st.floats(0.1, 10.0)] * (num_patches + 1)), "temperatures"
+    )
+    answer = data.draw(st.sampled_from(["last", "surest"]), "answer")
+    policy = ExitPolicy(thresholds, temperatures, answer)
+    expected = reference(model, images, thresholds, temperatures=temperatures, answer=answer)
     for one in expected:
         for confidence, threshold in zip(one.confidence, thresholds, strict=False):
             assume(abs(confidence - threshold) > 1e-9)
-    got = model.classify(images, thresholds)
+        highest, *lower = sorted(one.confidence, reverse=True)
+        assume(answer == "last" or not lower or highest - lower[0] > 1e-9)
+    got = model.classify(images, policy=policy)
     assert_equal_to_reference(model, got, expected)
 
     order = torch.tensor(data.draw(st.permutations(range(len(images))), "order"), dtype=torch.long)
-    permuted = model.classify(images[order], thresholds)
+    permuted = model.classify(images[order], policy=policy)
+    assert torch.equal(permuted.answer_step, got.answer_step[order])
     assert torch.equal(permuted.exit_step, got.exit_step[order])
     assert torch.equal(permuted.label, got.label[order])
     assert torch.equal(permuted.top_left, got.top_left[order])
@@ -217,6 +229,105 @@ def test_the_models_own_thresholds_are_used() -> None:
     assert tiny_classifier().classify(images).exit_step.tolist() == [5, 5, 5]
 
 
+class Scripted(nn.Module):
+    """Gives one row of logits a call, the same for every image; the last one again at the end."""
+
+    def __init__(self, rows: list[list[float]]) -> None:
+        super().__init__()
+        self.rows = torch.tensor(rows)
+        self.calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        row = self.rows[min(self.calls, len(self.rows) - 1)]
+        self.calls += 1
+        return row.expand(len(images), -1)
+
+
+def scripted(*rows: list[float], **options: Any) -> TwoStageClassifier:
+    """A model with these logits for the glance and for each patch, two classes."""
+    glance, *patches = rows
+    model = TwoStageClassifier(
+        AnchorNet(2), Scripted([glance]), Scripted(patches), num_patches=len(patches), **options
+    ).eval()
+    model._network_macs = lambda name, size: 1  # type: ignore[method-assign]
+    return model
+
+
+def test_the_surest_answer_is_that_of_the_surest_input() -> None:
+    # Sums: (2, 0), (1, 0), (1, 3), (0, 3), (0, 0). Surest for class 0, unsure, surest for class 1,
+    # surer still, undecided.
+    steps = ([2.0, 0], [-1.0, 0], [0.0, 3], [-1.0, 0], [0.0, -3])
+    images = torch.zeros(2, 3, 128, 128)
+    expected = {1: (0, 1, 2.0), 2: (0, 1, 2.0), 3: (1, 3, 2.0), 4: (1, 4, 3.0), 5: (1, 4, 3.0)}
+    for exit_at, (label, answer_step, margin) in expected.items():
+        model = scripted(*steps, policy=ExitPolicy((0.5,) * 4, answer="surest"))
+        got = model.classify(images, exit_at=exit_at)
+        assert got.label.tolist() == [label] * 2
+        assert got.answer_step.tolist() == [answer_step] * 2
+        assert got.exit_step.tolist() == [exit_at] * 2
+        sure = 1 / (1 + math.exp(-margin))
+        assert got.probabilities[0, label].item() == pytest.approx(sure)
+        last = scripted(*steps).classify(images, exit_at=exit_at)
+        assert last.answer_step.tolist() == [exit_at] * 2
+        assert torch.equal(last.confidence.nan_to_num(), got.confidence.nan_to_num())
+        assert torch.equal(last.step_label, got.step_label)
+
+
+def test_of_equally_sure_inputs_the_later_answers() -> None:
+    """Also where that equality is exact only in the last bit, and where nothing is known (NaN)."""
+    images = torch.zeros(1, 3, 128, 128)
+    surest = ExitPolicy((NEVER,) * 3, answer="surest")
+    one = scripted([0.0, 1], [1.0, -1], [0.0, 0], [0.0, -1]).classify(images, policy=surest)
+    # Sums (0, 1), (1, 0), (1, 0), (1, -1): the last is the surest.
+    assert (one.answer_step.item(), one.label.item()) == (4, 0)
+    two = scripted([0.0, 1], [1.0, -1], [0.0, 0], [-0.5, 0]).classify(images, policy=surest)
+    assert (two.answer_step.item(), two.label.item()) == (3, 0)
+    nan = scripted([0.0, 1], [0.0, 1], [math.nan, 0], [0.0, 9]).classify(images, policy=surest)
+    assert (nan.answer_step.item(), nan.label.item()) == (2, 1)
+    unknown = scripted([math.nan, 1], [0.0, 1], [0.0, 0], [0.0, 9])
+    assert unknown.classify(images, policy=surest).answer_step.item() == 4
+
+
+def test_temperatures_decide_who_leaves() -> None:
+    """Sums (1, 0), (2, 0): softmax(1 / 0.1) is sure, softmax(2 / 10) is not."""
+    images = torch.zeros(1, 3, 128, 128)
+    steps = ([1.0, 0], [1.0, 0])
+    for temperatures, exit_step in (((0.1, 10.0), 1), ((10.0, 0.1), 2), (None, 2)):
+        got = scripted(*steps).classify(images, policy=ExitPolicy((0.9,), temperatures))
+        assert got.exit_step.item() == exit_step
+        temperature = 1.0 if temperatures is None else temperatures[exit_step - 1]
+        sure = 1 / (1 + math.exp(-exit_step / temperature))
+        assert got.confidence[0, exit_step - 1].item() == pytest.approx(sure)
+        assert got.probabilities[0, 0].item() == pytest.approx(sure)
+
+
+def test_the_surest_answer_computes_nothing_more() -> None:
+    images = noise(8, (112, 112), seed=4)
+    runs = []
+    for answer in ("last", "surest"):
+        model = tiny_classifier(1, policy=ExitPolicy((0.5, 0.6, 0.7, 0.8), None, answer))
+        model.macs_per_exit((112, 112))
+        counts = Counts(model)
+        runs.append((model.classify(images), counts.seen, counts.calls))
+    (last, *cost), (surest, *surest_cost) = runs
+    assert surest_cost == cost
+    assert torch.equal(last.exit_step, surest.exit_step)
+    assert torch.equal(last.macs, surest.macs)
+
+
+def test_thresholds_stand_for_a_policy_of_nothing_else() -> None:
+    own = ExitPolicy((NEVER,) * 4, (0.5,) * 5, "surest")
+    images = noise(5, (104, 104), seed=7)
+    model = tiny_classifier(policy=own)
+    plain = tiny_classifier().classify(images, (0.6,) * 4)
+    got = model.classify(images, (0.6,) * 4)
+    assert torch.equal(got.label, plain.label)
+    assert torch.equal(got.probabilities, plain.probabilities)
+    assert torch.equal(
+        model.classify(images).confidence, tiny_classifier().classify(images, policy=own).confidence
+    )
+
+
 def test_folding_changes_rounding_only() -> None:
     model = tiny_classifier(2)
     images = noise(6, (128, 120), seed=8)
@@ -269,6 +380,14 @@ def test_wrong_images_are_refused(images: Tensor, error: Any, message: str) -> N
         tiny_classifier().classify(images)
 
 
+def test_wrong_policies_are_refused() -> None:
+    images = noise(1, (95, 95), seed=0)
+    with pytest.raises(ValueError, match="5 exits need 4 thresholds, got 2"):
+        tiny_classifier().classify(images, policy=ExitPolicy((0.5, 0.5)))
+    with pytest.raises(ValueError, match="thresholds or a policy, not both"):
+        tiny_classifier().classify(images, (0.5,) * 4, policy=ExitPolicy((0.5,) * 4))
+
+
 def test_networks_of_other_classes_are_refused() -> None:
     model = tiny_classifier()
     model.focus.classifier = nn.Linear(16, CLASSES + 1)
@@ -284,18 +403,18 @@ def test_reference_takes_no_input_more_than_it_needs() -> None:
             taken.append(step)
             yield torch.tensor([float(step), 0.0])
 
-    label, step, probabilities, confidence = sequential_inference(inputs(), (0.6, 0.6))
+    label, step, answer, probabilities, confidence, _ = sequential_inference(inputs(), (0.6, 0.6))
     # softmax(0, 0) = 1/2 stays, softmax(1, 0) = 0.73 leaves.
-    assert (label, step, taken) == (0, 2, [0, 1])
+    assert (label, step, answer, taken) == (0, 2, 2, [0, 1])
     assert confidence == pytest.approx([0.5, 1 / (1 + math.exp(-1))])
     assert probabilities.tolist() == pytest.approx([confidence[1], 1 - confidence[1]])
 
 
 def test_reference_averages_probabilities() -> None:
     logits = [torch.tensor([0.0, 0.0]), torch.tensor([2.0, 0.0])]
-    _, step, probabilities, _ = sequential_inference(logits, (NEVER,), "probabilities")
-    assert step == 2
-    assert probabilities[0].item() == pytest.approx((0.5 + 1 / (1 + math.exp(-2))) / 2)
+    found = sequential_inference(logits, (NEVER,), "probabilities")
+    assert found.exit_step == 2
+    assert found.probabilities[0].item() == pytest.approx((0.5 + 1 / (1 + math.exp(-2))) / 2)
 
 
 @needs_cuda

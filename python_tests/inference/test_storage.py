@@ -16,6 +16,7 @@ from tiny_networks import tiny_classifier
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.inference import TwoStageClassifier, storage
 from anchornet_ext.models import AnchorNet, build_backbone
+from anchornet_ext.policy.exit_policy import ExitPolicy
 
 BACKBONES = ("squeezenet1_1", "shufflenet_v2_x0_5")
 
@@ -36,7 +37,7 @@ def classifier() -> TwoStageClassifier:
         criterion="probabilities",
         glance_name=BACKBONES[0],
         focus_name=BACKBONES[1],
-        thresholds=(0.5, float("inf"), 0.75),
+        policy=ExitPolicy((0.5, 0.25, 0.75), (1.5, 1.25, 0.5, 2), "surest", {"budget": 1.5e9}),
     )
     # Statistics as after training, not the ones and zeros of a new network.
     model.train()
@@ -69,12 +70,22 @@ def test_everything_comes_back(classifier: TwoStageClassifier, folder: Path) -> 
         assert torch.equal(loaded.state_dict()[key], value), key
     for name in (
         "num_patches", "glance_size", "class_names", "preprocessing", "criterion", "glance_name",
-        "focus_name", "thresholds", "num_classes",
+      "focus_name", "policy", "thresholds", "num_classes",
     ):  # fmt: skip
         assert getattr(loaded, name) == getattr(classifier, name), name
     assert tuple(loaded.iou_threshold) == classifier.iou_threshold
     assert loaded.anchor.skip == "top_left"
     assert not any(module.training for module in loaded.modules())
+
+
+def test_a_model_of_format_version_1_has_thresholds(folder: Path) -> None:
+    """The bundled model is one, and others that were trained before there were policies."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["policy"]
+    for written, policy in (([0.5, 0.25, 2.0], ExitPolicy((0.5, 0.25, 2.0))), (None, None)):
+        path.write_text(json.dumps(config | {"format_version": 1, "thresholds": written}))
+        assert TwoStageClassifier.from_pretrained(folder).policy == policy
 
 
 def test_loading_folds_unless_told_otherwise(folder: Path) -> None:
@@ -203,7 +214,7 @@ def test_a_missing_folder_lists_the_bundled_models(
 
 def test_a_newer_format_says_so(folder: Path) -> None:
     edit(folder, format_version=storage.FORMAT_VERSION + 1)
-    with pytest.raises(ValueError, match=r"format version 2.*update the package"):
+    with pytest.raises(ValueError, match=r"format version 3.*update the package"):
         TwoStageClassifier.from_pretrained(folder)
 
 
@@ -218,7 +229,11 @@ def test_a_newer_format_says_so(folder: Path) -> None:
         ({"glance": {"backbone": "resnet1"}}, "resnet1"),
         ({"focus": {"backbone": "squeezenet1_1"}}, "does not fit"),
         ({"glance": {}}, "no entry 'backbone'"),
-        ({"thresholds": [0.5]}, "need 3 thresholds, got 1"),
+        ({"policy": ExitPolicy((0.5,)).to_dict()}, "need 3 thresholds, got 1"),
+        ({"policy": [0.5]}, "does not describe an anchornet_ext exit policy"),
+        ({"policy": {**ExitPolicy((0.5,) * 3).to_dict(), "answer": 1}}, "answer must be"),
+        ({"format_version": 1, "thresholds": [0.5]}, "need 3 thresholds, got 1"),
+        ({"format_version": 1}, "no entry 'thresholds'"),
         ({"preprocessing": {"sharpness": 1}}, "sharpness"),
         ({"num_patches": 0}, "num_patches"),
     ],

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
-from tiny_networks import CLASSES, noise, tiny_classifier
+from tiny_networks import CLASSES, TinyNetwork, noise, tiny_classifier
+from torch import nn
+
+from anchornet_ext.inference import two_stage
+from anchornet_ext.policy.exit_policy import ExitPolicy
 
 
 @pytest.mark.parametrize(
@@ -21,6 +26,8 @@ from tiny_networks import CLASSES, noise, tiny_classifier
         ({"class_names": ("a", "b")}, "2 class names for networks of 5 classes"),
         ({"thresholds": (0.5, 0.5, 0.5)}, "need 4 thresholds, got 3"),
         ({"thresholds": (0.5, 0.5, math.nan, 0.5)}, "NaN"),
+        ({"policy": ExitPolicy((0.5,))}, "need 4 thresholds, got 1"),
+        ({"thresholds": (0.5,) * 4, "policy": ExitPolicy((0.5,) * 4)}, "not both"),
     ],
 )
 def test_constructor_refuses(options: dict[str, Any], message: str) -> None:
@@ -55,6 +62,66 @@ def test_cost_of_each_exit_counts_what_runs() -> None:
     folded = model.fold().macs_per_exit((128, 128))
     assert folded[0] == glance
     assert 0 < folded[1] - glance - tiny(95) < anchor
+
+
+def test_cost_follows_every_change_of_the_networks() -> None:
+    """A cost that was counted for another network is not used for the one that runs."""
+    model = tiny_classifier()
+    before = model.macs_per_exit((128, 128))
+    model.focus = nn.Sequential(nn.Conv2d(3, CLASSES, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    patch = 91 * 91 * CLASSES * 75
+    swapped = model.macs_per_exit((128, 128))
+    assert swapped[0] == before[0]
+    assert [b - a for a, b in itertools.pairwise(swapped[1:])] == [patch] * 3
+    model.glance_size = 40
+    assert model.macs_per_exit((128, 128))[0] < swapped[0]
+    model.num_patches = 2
+    assert len(model.macs_per_exit((128, 128))) == 3
+    # Also inside of a network that stays.
+    model.focus[0] = nn.Conv2d(3, CLASSES, 3)
+    assert model.macs_per_exit((128, 128))[2] - model.macs_per_exit((128, 128))[1] == (
+        93 * 93 * CLASSES * 27
+    )
+    # A copy counts its own networks.
+    twin = copy.deepcopy(model)
+    twin.focus = TinyNetwork()
+    assert twin.macs_per_exit((128, 128)) != model.macs_per_exit((128, 128))
+
+
+def test_cost_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_classifier()
+    counted: list[object] = []
+    real = two_stage.count_macs
+
+    def counting(module: nn.Module, size: tuple[int, int, int]) -> int:
+        counted.append(module)
+        return real(module, size)
+
+    monkeypatch.setattr(two_stage, "count_macs", counting)
+    for _ in range(3):
+        model.macs_per_exit((128, 128))
+    assert counted == [model.glance, model.anchor, model.focus]
+    model.macs_per_exit((128, 136))
+    assert counted[3:] == [model.anchor]
+
+
+def test_the_policy_and_its_thresholds_can_be_set() -> None:
+    model = tiny_classifier()
+    assert model.policy is None
+    assert model.thresholds is None
+    model.thresholds = (0.5, 0.6, math.inf, 0.8)
+    assert model.policy == ExitPolicy((0.5, 0.6, 1.0, 0.8))
+    model.policy = ExitPolicy((0.1,) * 4, (2.0,) * 5, "surest")
+    assert model.thresholds == (0.1,) * 4
+    assert model.fold().policy == model.policy
+    assert "temperatures=(2.0, 2.0, 2.0, 2.0, 2.0), answer='surest'" in repr(model)
+    with pytest.raises(ValueError, match="need 4 thresholds, got 1"):
+        model.policy = ExitPolicy((0.5,))
+    with pytest.raises(ValueError, match="need 4 thresholds, got 1"):
+        model.thresholds = (0.5,)
+    assert model.thresholds == (0.1,) * 4
+    model.thresholds = None
+    assert model.policy is None
 
 
 def test_forward_sums_the_sequence_and_trains_the_networks() -> None:
