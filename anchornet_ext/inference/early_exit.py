@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,9 +10,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from anchornet_ext.models.localise import localise
-from anchornet_ext.ops import exit_step, gather_patches
+from anchornet_ext.ops import gather_patches
 from anchornet_ext.policy.exit_policy import ExitPolicy
+
+from .exit_rules import ExitRules, exit_rules
+from .exit_state import ExitState
+from .passes import (
+    Passes,
+    available_patches,
+    channels_last,
+    check_image_size,
+    check_logits,
+    map_size,
+    plain_passes,
+)
 
 if TYPE_CHECKING:
     from .two_stage import TwoStageClassifier
@@ -97,80 +107,40 @@ def classify(
         TypeError: images are not floating point.
     """
     check_images(classifier, images)
-    policy = _chosen_policy(classifier, thresholds, exit_at, policy)
-    # The threshold of each exit that may run. The last one's is never compared.
-    limits = (*policy.thresholds, math.inf) if exit_at is None else (math.inf,) * exit_at
+    passes = plain_passes(classifier, (images.shape[2], images.shape[3]))
+    num_patches = available_patches(classifier, passes.image_size)
+    rules = exit_rules(classifier, num_patches, thresholds, exit_at, policy)
     with torch.no_grad(), evaluating(classifier):
-        return _classify(classifier, images, limits, policy)
-
-
-def _chosen_policy(
-    classifier: TwoStageClassifier,
-    thresholds: Sequence[float] | None,
-    exit_at: int | None,
-    policy: ExitPolicy | None,
-) -> ExitPolicy:
-    if thresholds is not None:
-        if exit_at is not None:
-            raise ValueError("give thresholds or exit_at, not both")
-        if policy is not None:
-            raise ValueError("give thresholds or a policy, not both: a policy has its own")
-        policy = ExitPolicy(classifier.checked_thresholds(thresholds))
-    if exit_at is not None and not 1 <= exit_at <= classifier.num_exits:
-        raise ValueError(f"exit_at must be 1 to {classifier.num_exits}, got {exit_at}")
-    if policy is None:
-        policy = classifier.policy
-    if policy is None:
-        policy = ExitPolicy.never(classifier.num_exits)
-    policy.require_exits(classifier.num_exits)
-    return policy
+        return _classify(classifier, images, passes, rules)
 
 
 def _classify(
-    classifier: TwoStageClassifier, images: Tensor, limits: tuple[float, ...], policy: ExitPolicy
+    classifier: TwoStageClassifier, images: Tensor, passes: Passes, rules: ExitRules
 ) -> Classification:
-    batch, _, height, width = images.shape
-    num_exits = classifier.num_exits
+    batch = len(images)
     device = images.device
-    num_patches = available_patches(classifier, (height, width))
-    last = min(len(limits), 1 + num_patches)  # the exit where everybody leaves
-
-    macs = classifier.macs_per_exit((height, width))
-    running = torch.zeros(
-        batch,
-        classifier.num_classes,
-        dtype=torch.promote_types(images.dtype, torch.float32),
-        device=device,
-    )  # (B, n)
-    step_label = torch.full((batch, num_exits), -1, dtype=torch.int64, device=device)  # (B, T)
-    exit_index = torch.ones(batch, dtype=torch.int64, device=device)  # (B,)
-    confidence = running.new_full((batch, num_exits), math.nan)  # (B, T)
-    planned = torch.full((batch, num_exits - 1, 2), -1, dtype=torch.int64, device=device)
-    anchor_label = torch.full_like(exit_index, -1)  # (B,)
-    activation_map = running.new_empty((0, *_grid(classifier, (height, width))))  # (A, h, w)
-    anchor_ran = exit_index.new_empty(0)  # (A,)
-
-    surest = _Surest(running) if policy.answer == "surest" else None
+    macs = classifier.macs_per_exit(passes.image_size)
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    state = ExitState(batch, classifier.num_classes, rules, dtype, device)
+    planned = torch.full((batch, rules.num_exits - 1, 2), -1, dtype=torch.int64, device=device)
+    anchor_label = planned.new_full((batch,), -1)  # (B,)
+    map_shape = (0, *map_size(classifier, passes.image_size))
+    activation_map = torch.empty(map_shape, dtype=dtype, device=device)  # (A, h, w)
+    anchor_ran = planned.new_empty(0)  # (A,)
 
     active = torch.arange(batch, device=device)
-    for step in range(1, last + 1):
+    for step in range(1, rules.last + 1):
         if len(active) == 0:
             break
         if step == 1:
-            logits = classifier.glance(_channels_last(classifier.glance_input(images)))
+            logits = passes.glance(channels_last(classifier.glance_input(images)))
         else:
             if step == 2:
                 left = images if len(active) == batch else images[active]
-                # Only the patches that can still be looked at are localised.
-                found = localise(
-                    classifier.anchor,
-                    _channels_last(left),
-                    num_patches=num_patches,
-                    iou_threshold=_ranks(classifier.iou_threshold, num_patches),
-                )
-                anchor_ran, activation_map = active, found.activation_map
-                anchor_label[active] = found.class_index
-                planned[active, :num_patches] = found.selection.top_left
+                places = passes.localise(channels_last(left))
+                anchor_ran, activation_map = active, places.activation_map
+                anchor_label[active] = places.class_index
+                planned[active, : places.top_left.shape[1]] = places.top_left
             patches = gather_patches(
                 images,
                 planned[active, step - 2],
@@ -178,77 +148,23 @@ def _classify(
                 image_index=active,
                 memory_format=torch.channels_last,
             )  # (A, 3, K, K)
-            logits = classifier.focus(patches)
+            logits = passes.focus(patches)
         check_logits(classifier, logits, "glance" if step == 1 else "focus")
-        left_at = exit_step(
-            running,
-            logits,
-            active,
-            limits[step - 1],
-            step=step,
-            temperature=policy.temperature(step),
-            criterion=classifier.criterion,
-        )
-        step_label[active, step - 1] = left_at.prediction
-        confidence[active, step - 1] = left_at.confidence.to(confidence.dtype)
-        exit_index[active] = step  # the next step overwrites it for those that stay
-        if surest is not None:
-            surest.update(running, active, left_at.confidence, step)
-        if step < last:
-            active = left_at.active[: int(left_at.num_active)]  # the one host read of the step
+        decided = state.add(active, logits, step)
+        if step < rules.last:
+            active = decided.active[: int(decided.num_active)]  # the one host read of the step
 
-    used = torch.arange(1, num_exits, device=device) < exit_index[:, None]  # (B, T - 1)
-    answer, answer_index = running, exit_index
-    if surest is not None:
-        answer, answer_index = surest.sums, surest.step
-    if classifier.criterion == "probabilities":
-        probabilities = answer / answer_index[:, None]
-    else:
-        if policy.temperatures is not None:
-            answer = answer - answer.amax(dim=1, keepdim=True)  # as exit_step: nothing overflows
-            answer /= answer.new_tensor(policy.temperatures)[answer_index - 1, None]
-        probabilities = answer.softmax(dim=1)
+    answers = state.answers()
+    used = torch.arange(1, rules.num_exits, device=device) < answers.exit_step[:, None]  # (B, T-1)
     return Classification(
-        label=step_label.gather(1, answer_index[:, None] - 1)[:, 0],
-        probabilities=probabilities,
-        exit_step=exit_index,
-        answer_step=answer_index,
-        confidence=confidence,
-        step_label=step_label,
+        **answers._asdict(),
         top_left=torch.where(used[:, :, None], planned, -1),
         anchor_label=anchor_label,
         activation_map=activation_map,
         anchor_ran=anchor_ran,
-        macs=torch.tensor(macs, device=device)[exit_index - 1],
-        full_macs=macs[num_patches],  # exit 1 + num_patches
+        macs=torch.tensor(macs, device=device)[answers.exit_step - 1],
+        full_macs=macs[available_patches(classifier, passes.image_size)],  # exit 1 + num_patches
     )
-
-
-class _Surest:
-    """After which input each image was surest so far, and its sums then, (B, n).
-
-    NaN is the least sure, and of equal confidences the later wins.
-    """
-
-    def __init__(self, running: Tensor) -> None:
-        batch, num_classes = running.shape
-        # The spare row at the end takes what is not better, so that nothing waits for the device
-        # to tell how many are.
-        self._sums = running.new_zeros(batch + 1, num_classes)
-        self._confidence = running.new_full((batch,), -math.inf)
-        self.step = torch.ones(batch, dtype=torch.int64, device=running.device)
-
-    @property
-    def sums(self) -> Tensor:
-        return self._sums[:-1]
-
-    def update(self, running: Tensor, active: Tensor, confidence: Tensor, step: int) -> None:
-        confidence = torch.where(confidence.isnan(), -math.inf, confidence)  # (A,)
-        best = self._confidence[active]
-        better = confidence >= best
-        self._confidence[active] = torch.where(better, confidence, best)
-        self.step[active] = torch.where(better, step, self.step[active])
-        self._sums[torch.where(better, active, len(self.step))] = running[active]
 
 
 def check_images(classifier: TwoStageClassifier, images: Tensor) -> None:
@@ -259,27 +175,7 @@ def check_images(classifier: TwoStageClassifier, images: Tensor) -> None:
         raise TypeError(
             f"images must be floating point and normalised (see Preprocessing), got {images.dtype}"
         )
-    height, width = images.shape[-2:]
-    if min(height, width) < classifier.patch_size:
-        raise ValueError(
-            f"images must be at least {classifier.patch_size}x{classifier.patch_size} pixels, "
-            f"got {height}x{width}"
-        )
-
-
-def check_logits(classifier: TwoStageClassifier, logits: Tensor, part: str) -> None:
-    """Raises if a network's output is not (A, n) with AnchorNet's n."""
-    if logits.ndim != 2 or logits.shape[1] != classifier.num_classes:
-        raise ValueError(
-            f"the {part} network gives {tuple(logits.shape)}, expected logits of "
-            f"AnchorNet's {classifier.num_classes} classes"
-        )
-
-
-def available_patches(classifier: TwoStageClassifier, image_size: tuple[int, int]) -> int:
-    """num_patches, or the number of locations on the grid where that is less."""
-    rows, columns = _grid(classifier, image_size)
-    return min(classifier.num_patches, rows * columns)
+    check_image_size(classifier, (images.shape[2], images.shape[3]))
 
 
 @contextlib.contextmanager
@@ -293,19 +189,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def _grid(classifier: TwoStageClassifier, image_size: tuple[int, int]) -> tuple[int, int]:
-    height, width = image_size
-    stride, patch = classifier.anchor.stride, classifier.patch_size
-    return (height - patch) // stride + 1, (width - patch) // stride + 1
-
-
-def _ranks(iou_threshold: float | Sequence[float], num_patches: int) -> float | Sequence[float]:
-    if isinstance(iou_threshold, (int, float)):
-        return iou_threshold
-    return list(iou_threshold)[:num_patches]
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)

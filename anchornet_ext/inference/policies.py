@@ -10,7 +10,8 @@ from torch import Tensor
 from anchornet_ext.models.localise import localise, random_places
 from anchornet_ext.ops import gather_patches
 
-from .early_exit import available_patches, check_images, check_logits, evaluating
+from .early_exit import check_images, evaluating
+from .passes import available_patches, check_logits
 
 if TYPE_CHECKING:
     from .two_stage import TwoStageClassifier

@@ -1,0 +1,80 @@
+"""What decides when an image leaves and with which answer, gathered from a call and its model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from anchornet_ext.policy.exit_policy import ExitPolicy
+
+if TYPE_CHECKING:
+    from .two_stage import Criterion, TwoStageClassifier
+
+
+@dataclass(frozen=True)
+class ExitRules:
+    """The decisions of Algorithm 1 for images of one size.
+
+    Attributes:
+        policy: temperatures and answer rule.
+        thresholds: one for each exit that may run; the last one's is never compared.
+        criterion: of which sums the confidence is taken.
+    """
+
+    policy: ExitPolicy
+    thresholds: tuple[float, ...]
+    criterion: Criterion
+
+    @property
+    def last(self) -> int:
+        """The exit, from 1, where every image leaves that came so far."""
+        return len(self.thresholds)
+
+    @property
+    def num_exits(self) -> int:
+        """T of the model, which `last` may be below."""
+        return self.policy.num_exits
+
+
+def exit_rules(
+    classifier: TwoStageClassifier,
+    num_patches: int,
+    thresholds: Sequence[float] | None = None,
+    exit_at: int | None = None,
+    policy: ExitPolicy | None = None,
+) -> ExitRules:
+    """The rules that the arguments of `early_exit.classify` ask for.
+
+    Args:
+        num_patches: how many patches there are to look at.
+
+    Raises:
+        ValueError: as `early_exit.classify` does for these arguments.
+    """
+    policy = _chosen_policy(classifier, thresholds, exit_at, policy)
+    limits = (*policy.thresholds, math.inf) if exit_at is None else (math.inf,) * exit_at
+    return ExitRules(policy, limits[: 1 + num_patches], classifier.criterion)
+
+
+def _chosen_policy(
+    classifier: TwoStageClassifier,
+    thresholds: Sequence[float] | None,
+    exit_at: int | None,
+    policy: ExitPolicy | None,
+) -> ExitPolicy:
+    if thresholds is not None:
+        if exit_at is not None:
+            raise ValueError("give thresholds or exit_at, not both")
+        if policy is not None:
+            raise ValueError("give thresholds or a policy, not both: a policy has its own")
+        policy = ExitPolicy(classifier.checked_thresholds(thresholds))
+    if exit_at is not None and not 1 <= exit_at <= classifier.num_exits:
+        raise ValueError(f"exit_at must be 1 to {classifier.num_exits}, got {exit_at}")
+    if policy is None:
+        policy = classifier.policy
+    if policy is None:
+        policy = ExitPolicy.never(classifier.num_exits)
+    policy.require_exits(classifier.num_exits)
+    return policy

@@ -1,0 +1,140 @@
+"""The three passes of Algorithm 1 over a batch: the glance, AnchorNet, and one patch of each image.
+
+Whoever runs them sees three functions of tensors. That is where `torch.compile` is put around the
+networks: with a constant batch, their shapes never change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from anchornet_ext.models.localise import localise
+
+if TYPE_CHECKING:
+    from .two_stage import TwoStageClassifier
+
+
+class Places(NamedTuple):
+    """Where to look in B images."""
+
+    class_index: Tensor
+    """(B,) int64: the class whose map chose the patches."""
+    activation_map: Tensor
+    """(B, h, w): that map."""
+    top_left: Tensor
+    """(B, k, 2) int64, (row, column) in pixels, most activated first."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What is run on batches of images of one size; inputs in channels_last.
+
+    Attributes:
+        image_size: (H, W) of the images, in pixels.
+        glance: resized images (B, 3, g, g) -> logits (B, n).
+        localise: images (B, 3, H, W) -> `Places`.
+        focus: patches (B, 3, K, K) -> logits (B, n).
+        constant_batch: whether incomplete batches must be filled up before they are passed in,
+            because another shape would have to be compiled anew.
+    """
+
+    image_size: tuple[int, int]
+    glance: Callable[[Tensor], Tensor]
+    localise: Callable[[Tensor], Places]
+    focus: Callable[[Tensor], Tensor]
+    constant_batch: bool = False
+
+
+def plain_passes(classifier: TwoStageClassifier, image_size: tuple[int, int]) -> Passes:
+    """The networks as they are."""
+    num_patches = available_patches(classifier, image_size)
+    ranks = _ranks(classifier.iou_threshold, num_patches)
+
+    def places(images: Tensor) -> Places:
+        # Only the patches that can still be looked at are localised.
+        found = localise(classifier.anchor, images, num_patches=num_patches, iou_threshold=ranks)
+        return Places(found.class_index, found.activation_map, found.selection.top_left)
+
+    return Passes(image_size, classifier.glance, places, classifier.focus)
+
+
+def compiled_passes(
+    classifier: TwoStageClassifier,
+    image_size: tuple[int, int] | None = None,
+    **options: Any,
+) -> Passes:
+    """The networks through `torch.compile`, for batches of one size.
+
+    The first batch of each pass compiles it, which can take minutes. Keep the result and give it to
+    every stream of the same batch size (`TwoStageClassifier.stream(passes=...)`). The weights are
+    the classifier's own, so that later changes to them count.
+
+    Args:
+        classifier: the networks. The folded one is the faster.
+        image_size: (H, W); None is the preprocessing's crop.
+        options: of `torch.compile`, `backend` or `mode` say; mode="reduce-overhead" records CUDA
+            graphs.
+
+    Raises:
+        ValueError: images of that size are smaller than a patch.
+    """
+    if image_size is None:
+        image_size = (classifier.preprocessing.crop_size,) * 2
+    check_image_size(classifier, image_size)
+    plain = plain_passes(classifier, image_size)
+    options = {"dynamic": False, **options}
+    return Passes(
+        image_size,
+        glance=torch.compile(plain.glance, **options),
+        localise=torch.compile(plain.localise, **options),
+        focus=torch.compile(plain.focus, **options),
+        constant_batch=True,
+    )
+
+
+def check_image_size(classifier: TwoStageClassifier, image_size: tuple[int, int]) -> None:
+    """Raises if images of this size (H, W) are smaller than a patch."""
+    height, width = image_size
+    if min(height, width) < classifier.patch_size:
+        raise ValueError(
+            f"images must be at least {classifier.patch_size}x{classifier.patch_size} pixels, "
+            f"got {height}x{width}"
+        )
+
+
+def check_logits(classifier: TwoStageClassifier, logits: Tensor, part: str) -> None:
+    """Raises if a network's output is not (A, n) with AnchorNet's n."""
+    if logits.ndim != 2 or logits.shape[1] != classifier.num_classes:
+        raise ValueError(
+            f"the {part} network gives {tuple(logits.shape)}, expected logits of "
+            f"AnchorNet's {classifier.num_classes} classes"
+        )
+
+
+def map_size(classifier: TwoStageClassifier, image_size: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of AnchorNet's map, which are the locations of the grid."""
+    height, width = image_size
+    stride, patch = classifier.anchor.stride, classifier.patch_size
+    return (height - patch) // stride + 1, (width - patch) // stride + 1
+
+
+def available_patches(classifier: TwoStageClassifier, image_size: tuple[int, int]) -> int:
+    """num_patches, or the number of locations on the grid where that is less."""
+    rows, columns = map_size(classifier, image_size)
+    return min(classifier.num_patches, rows * columns)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """The same images in the memory format that the networks are fastest with."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _ranks(iou_threshold: float | Sequence[float], num_patches: int) -> float | Sequence[float]:
+    if isinstance(iou_threshold, (int, float)):
+        return iou_threshold
+    return list(iou_threshold)[:num_patches]
