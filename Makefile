@@ -26,7 +26,7 @@ $(VENV)/.torch:
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.torch $(NATIVE_SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,test,lint]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,report,test,lint]"
 	@touch $@
 
 setup: $(VENV)/.built

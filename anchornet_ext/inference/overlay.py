@@ -289,9 +289,8 @@ def _draw_tile(
     left, top = corner
     picture_top = top + TILE_HEADER_HEIGHT
     used = len(explanation.looks)
-    colour = GLANCE_COLOUR if index == 0 else patch_colour(index - 1)
-    kind = "glance" if index == 0 else "patch"
     if index >= used:
+        kind = "glance" if index == 0 else "patch"
         frame = (left, picture_top, left + side, picture_top + side)
         dashed_rectangle(draw, frame, FRAME, width=2, dash=6)
         tag(draw, (left, top + 6), str(index + 1), FRAME)
@@ -300,15 +299,59 @@ def _draw_tile(
         draw.text(middle, "not needed", FAINT_INK, font(16), anchor="mm")
         return
 
-    look = explanation.looks[index]
+    draw_look(
+        canvas,
+        explanation.looks[index],
+        index,
+        explanation.crop,
+        explanation.glance_size,
+        corner,
+        side,
+        is_exit=index == used - 1,
+        is_answer=explanation.looks[index] is explanation.answer,
+    )
+
+
+def draw_look(
+    canvas: Image.Image,
+    look: Look,
+    index: int,
+    crop: Image.Image,
+    glance_size: int,
+    corner: tuple[int, int],
+    side: int,
+    *,
+    is_exit: bool,
+    is_answer: bool,
+) -> None:
+    """One input that was used: what was seen, and class and confidence after it.
+
+    It takes `side` pixels in width and TILE_HEADER_HEIGHT + `side` + TILE_FOOTER_HEIGHT in height.
+
+    Args:
+        canvas: drawn on.
+        look: the input.
+        index: its place in the sequence, from 0.
+        crop: the network's crop at its own size.
+        glance_size: side in pixels of the input that shows the whole crop.
+        corner: (left, top) on the canvas.
+        side: of the picture of what was seen.
+        is_exit: whether the photo left after this input.
+        is_answer: whether its class is the answer.
+    """
+    draw = ImageDraw.Draw(canvas)
+    left, top = corner
+    picture_top = top + TILE_HEADER_HEIGHT
+    colour = GLANCE_COLOUR if look.box is None else patch_colour(index - 1)
     tag(draw, (left, top + 6), str(index + 1), colour)
+    kind = "glance" if look.box is None else "patch"
     draw.text((left + 34, top + 17), kind, INK, font(16), anchor="lm")
     if look.box is None:
-        size = (explanation.glance_size, explanation.glance_size)
-        seen = explanation.crop.resize(size, Image.Resampling.BICUBIC)
+        size = (glance_size, glance_size)
+        seen = crop.resize(size, Image.Resampling.BICUBIC)
     else:
         rows_top, columns_left, rows_bottom, columns_right = (round(edge) for edge in look.box)
-        seen = explanation.crop.crop((columns_left, rows_top, columns_right, rows_bottom))
+        seen = crop.crop((columns_left, rows_top, columns_right, rows_bottom))
     canvas.paste(seen.resize((side, side), Image.Resampling.BICUBIC), (left, picture_top))
     draw.rectangle(
         (left, picture_top, left + side - 1, picture_top + side - 1), outline=colour, width=4
@@ -320,7 +363,6 @@ def _draw_tile(
     draw.text((left, text_top), fitted(look.label, font(16), room), INK, font(16), anchor="lm")
     draw.text((left + side, text_top), confidence, INK, font(16), anchor="rm")
     bar = (left, text_top + 16, left + side - 1, text_top + 23)
-    is_exit, is_answer = index == used - 1, look is explanation.answer
     draw.rectangle(bar, fill=(228, 230, 233))
     filled = round((side - 1) * min(max(look.confidence, 0.0), 1.0))
     draw.rectangle(
