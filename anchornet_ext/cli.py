@@ -14,6 +14,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "classify photos in as few looks as it takes",
     ),
     "train": ("anchornet_ext.training.command", "train a two-stage classifier on an image folder"),
+    "evaluate": (
+        "anchornet_ext.evaluation.command",
+        "measure accuracy and cost at every exit, and write a report",
+    ),
     "doctor": (
         "anchornet_ext.doctor",
         "say what is installed and built, and whether it works",

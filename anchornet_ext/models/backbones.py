@@ -44,6 +44,21 @@ def build_backbone(name: str, num_classes: int, pretrained: bool = False) -> nn.
     return _build_torchvision(name, num_classes, pretrained)
 
 
+def pretrained_classes(name: str) -> int:
+    """How many classes the weights are for that `build_backbone(name, ..., pretrained=True)` loads.
+
+    Raises:
+        ValueError: the name is unknown, or there are no pretrained weights for it.
+        ImportError: a timm model is asked for and timm is not installed.
+    """
+    if name.startswith("timm/"):
+        return _timm_pretrained_classes(name.removeprefix("timm/"))
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        raise _unknown(name, "torchvision", names)
+    return len(torchvision.models.get_model_weights(name).DEFAULT.meta["categories"])
+
+
 def require_input_size(model: nn.Module, size: int | tuple[int, int], in_channels: int = 3) -> None:
     """Checks that a network takes images of `size`, without computing anything.
 
@@ -136,7 +151,8 @@ def _resized(layer: nn.Module, num_classes: int) -> nn.Module:
     raise ValueError(f"do not know how to replace a classifier of type {type(layer).__name__}")
 
 
-def _build_timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+def _timm_with(name: str) -> Any:
+    """The module timm, which has a model of that name."""
     try:
         import timm
     except ImportError as error:
@@ -145,6 +161,18 @@ def _build_timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
         ) from error
     if not timm.is_model(name.partition(".")[0]):
         raise _unknown(name, "timm", timm.list_models())
+    return timm
+
+
+def _timm_pretrained_classes(name: str) -> int:
+    config = _timm_with(name).get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise ValueError(f"timm has no pretrained weights for {name!r}")
+    return int(config.num_classes)
+
+
+def _build_timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    timm = _timm_with(name)
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
     except (URLError, OSError, RuntimeError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -261,12 +261,16 @@ class ExitTable:
         write_npz(path, {"metadata": Pieces.of(metadata), **arrays})
 
     @classmethod
-    def load(cls, path: str | PathLike[str], cost: ArrayLike | None = None) -> ExitTable:
+    def load(
+        cls, path: str | PathLike[str], cost: ArrayLike | None = None, *, grid: bool = True
+    ) -> ExitTable:
         """Reads what `save` wrote, or a table of `confidence` and `correct` alone.
 
         Args:
             path: the .npz file. Nothing in it is executed (no pickles).
             cost: (T,) multiply-adds of each exit, for a table that has none.
+            grid: whether to read the temperature grid, which is most of a large table, if there is
+                one.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -274,7 +278,8 @@ class ExitTable:
                 its own and `cost` is given; a newer version wrote it. The message names the file.
         """
         path = Path(path)
-        arrays = read_npz(path)
+        skipped = () if grid else _GRID
+        arrays = read_npz(path, lambda name: name not in skipped)
         try:
             missing = [name for name in ("confidence", "correct") if name not in arrays]
             if missing:
@@ -284,7 +289,7 @@ class ExitTable:
                 raise ValueError(f"it has unknown arrays: {', '.join(unknown)}")
             metadata: dict[str, Any] = {}
             if "metadata" in arrays:
-                metadata = decode_metadata(arrays.pop("metadata"), arrays)
+                metadata = decode_metadata(arrays.pop("metadata"), arrays, skipped)
             if cost is not None:
                 if "cost" in arrays:
                     raise ValueError(
@@ -397,7 +402,8 @@ _IMAGE_AXIS = {
 #: Arrays whose last dimension is the exits.
 _PER_EXIT = ("confidence", "correct", "prediction", "top5", "scaled_confidence", "scaled_nll")
 _ARRAYS = (*_IMAGE_AXIS, "cost", "milliseconds", "temperatures")
-_NO_GRID: dict[str, Any] = {"temperatures": None, "scaled_confidence": None, "scaled_nll": None}
+_GRID = ("temperatures", "scaled_confidence", "scaled_nll")
+_NO_GRID: dict[str, Any] = dict.fromkeys(_GRID)
 
 
 def encode_metadata(metadata: Mapping[str, Any], arrays: Iterable[str]) -> NDArray[np.uint8]:
@@ -421,8 +427,10 @@ def encode_metadata(metadata: Mapping[str, Any], arrays: Iterable[str]) -> NDArr
     return np.frombuffer(text.encode(), np.uint8)
 
 
-def decode_metadata(stored: Array, arrays: Iterable[str]) -> dict[str, Any]:
-    """The inverse of `encode_metadata`.
+def decode_metadata(
+    stored: Array, arrays: Iterable[str], skipped: Collection[str] = ()
+) -> dict[str, Any]:
+    """The inverse of `encode_metadata`, for the arrays of a file but those that were skipped.
 
     Raises:
         ValueError: not the metadata of an exit table, or those of a newer version or of a file with
@@ -444,8 +452,9 @@ def decode_metadata(stored: Array, arrays: Iterable[str]) -> dict[str, Any]:
             f"it has format version {version}, this anchornet_ext reads up to {FORMAT_VERSION}: "
             "update the package"
         )
-    if content.get("arrays") != sorted(arrays):
-        raise ValueError(f"it has {sorted(arrays)}, but was written with {content.get('arrays')}")
+    written = content.get("arrays")
+    if not isinstance(written, list) or {*written} - {*skipped} != {*arrays}:
+        raise ValueError(f"it has the arrays {sorted(arrays)}, but was written with {written}")
     metadata = content.get("metadata")
     if not isinstance(metadata, dict):
         raise ValueError(f"metadata must be a mapping, got {metadata!r:.40}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -69,8 +69,10 @@ def write_npz(path: str | PathLike[str], arrays: Mapping[str, Pieces]) -> None:
                 raise ValueError(f"{name} has the shape {array.shape}, its pieces {written} values")
 
 
-def read_npz(path: str | PathLike[str]) -> dict[str, Array]:
-    """All arrays of a .npz file, each read straight into its place in memory.
+def read_npz(
+    path: str | PathLike[str], wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, Array]:
+    """The arrays of a .npz file that are wanted, each read straight into its place in memory.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -84,7 +86,7 @@ def read_npz(path: str | PathLike[str]) -> dict[str, Array]:
         raise ValueError(f"{path} is not a .npz file, or it was cut short")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in archive.files if wanted(name)}
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, MemoryError) as error:
         raise ValueError(f"{path} is damaged or holds more than arrays: {error}") from error
     except (NotImplementedError, KeyError, SyntaxError, TypeError, RuntimeError) as error:

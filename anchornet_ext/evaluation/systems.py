@@ -1,0 +1,271 @@
+"""What can be evaluated: anything that knows more about an image from exit to exit."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from anchornet_ext._extension import require_device
+from anchornet_ext.data.transforms import Preprocessing
+from anchornet_ext.inference import TwoStageClassifier
+from anchornet_ext.inference.early_exit import available_patches, evaluating
+from anchornet_ext.inference.policies import input_logits
+from anchornet_ext.inference.storage import CONFIG, resolve
+from anchornet_ext.models import build_backbone, count_macs, require_input_size
+from anchornet_ext.models.backbones import pretrained_classes
+from anchornet_ext.training.checkpoint import load_weights
+
+
+class ExitSystem(Protocol):
+    """A system with T exits, as `collect` and all that follows from an exit table need it.
+
+    Attributes:
+        name: what it is called in tables and figures.
+        checksum: the same for the same weights and settings, and for nothing else.
+        class_names: of the n classes, in the order of the logits; None where it does not know them.
+        num_classes: n.
+        num_exits: T.
+        preprocessing: how a photo becomes its input.
+        temperature_scales: whether dividing `anytime_logits` by a temperature is what the running
+            system does; else no temperature grid is collected.
+        about: whatever else a report should say, for JSON.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def checksum(self) -> str: ...
+    @property
+    def class_names(self) -> Sequence[str] | None: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def num_exits(self) -> int: ...
+    @property
+    def preprocessing(self) -> Preprocessing: ...
+    @property
+    def temperature_scales(self) -> bool: ...
+    @property
+    def about(self) -> Mapping[str, Any]: ...
+
+    def macs_per_exit(self) -> tuple[int, ...]:
+        """(T,) multiply-adds of an image that leaves at exit 1, ..., T."""
+        ...
+
+    def anytime_logits(self, images: Tensor) -> Tensor:
+        """What it knows at each exit: (T, B, n) float32 logits whose softmax is its prediction.
+
+        Of a system that adds up what its inputs say they are the running sums, of one that makes up
+        its mind anew at each exit (MSDNet, GFNet) that exit's own logits. The largest probability
+        is the confidence that real early exit compares.
+
+        Args:
+            images: (B, 3, S, S) normalised by `preprocessing`, on the system's device.
+        """
+        ...
+
+
+class TwoStageSystem:
+    """A two-stage classifier: the glance, then the patches (see `ExitSystem`).
+
+    Args:
+        classifier: that is evaluated, folded or not.
+        name, checksum: see `ExitSystem`.
+        about: added to what is said of it.
+    """
+
+    def __init__(
+        self,
+        classifier: TwoStageClassifier,
+        name: str,
+        checksum: str,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.classifier = classifier
+        self.name = name
+        self.checksum = checksum
+        self._about = dict(about or {})
+
+    @classmethod
+    def load(cls, folder_or_name: str | PathLike[str], device: torch.device) -> TwoStageSystem:
+        """A saved or bundled model, folded as `anchornet predict` runs it.
+
+        Raises:
+            FileNotFoundError, ValueError: as `TwoStageClassifier.from_pretrained`.
+            ImportError: there are no operators for the device.
+        """
+        require_device(device)
+        folder = resolve(folder_or_name)
+        classifier = TwoStageClassifier.from_pretrained(folder, fold=False)
+        # The configuration holds the checksums of the weights, which loading has compared.
+        checksum = hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
+        about = {
+            "model": str(folder_or_name),
+            "macs_per_exit_unfolded": list(classifier.macs_per_exit()),
+        }
+        return cls(classifier.to(device).fold(), f"AnchorNet ({folder.name})", checksum, about)
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """As the model was saved with."""
+        return self.classifier.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """n."""
+        return self.classifier.num_classes
+
+    @property
+    def num_exits(self) -> int:
+        """T; less than the classifier's where its grid has fewer places than patches are wanted."""
+        side = self.preprocessing.crop_size
+        return 1 + available_patches(self.classifier, (side, side))
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """As the model was saved with."""
+        return self.classifier.preprocessing
+
+    @property
+    def temperature_scales(self) -> bool:
+        """With the criterion "probabilities", temperatures change the sums and not only their
+        confidence: what one exit's does depends on those before."""
+        return self.classifier.criterion == "logits"
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """The networks and settings."""
+        model = self.classifier
+        return {
+            **self._about,
+            "glance": model.glance_name,
+            "focus": model.focus_name,
+            "glance_size": model.glance_size,
+            "patch_size": model.patch_size,
+            "image_size": self.preprocessing.crop_size,
+            "iou_threshold": model.iou_threshold,
+            "criterion": model.criterion,
+            "policy": None if model.policy is None else model.policy.to_dict(),
+            "folded": model.is_folded,
+        }
+
+    def macs_per_exit(self) -> tuple[int, ...]:
+        """Counted, at the sizes that the networks see."""
+        return self.classifier.macs_per_exit()[: self.num_exits]
+
+    def anytime_logits(self, images: Tensor) -> Tensor:
+        """Summed logits; the log of the mean probabilities under the criterion "probabilities"."""
+        with torch.no_grad(), evaluating(self.classifier):
+            each = input_logits(self.classifier, images).float()  # (T, B, n)
+            if self.classifier.criterion == "logits":
+                return each.cumsum(dim=0)
+            inputs = torch.arange(1, len(each) + 1, device=each.device)[:, None, None]
+            return (each.softmax(dim=-1).cumsum(dim=0) / inputs).log()
+
+
+class PlainNetwork:
+    """A plain classification network: one exit, after the whole image (see `ExitSystem`).
+
+    It is copied to the device in eval mode, with its weights in channels_last.
+
+    Args:
+        network: (B, 3, S, S) -> (B, n).
+        name: see `ExitSystem`.
+        preprocessing: how a photo becomes its input; its crop is S.
+        class_names: its n classes, in the order of the logits.
+        device: where it runs.
+        about: added to what is said of it.
+
+    Raises:
+        ValueError: the network does not take images of that size.
+    """
+
+    num_exits = 1
+    temperature_scales = True
+
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        preprocessing: Preprocessing,
+        class_names: Sequence[str],
+        device: torch.device | str = "cpu",
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        side = preprocessing.crop_size
+        require_input_size(network, side)
+        self.network: nn.Module = copy.deepcopy(network).eval().requires_grad_(False)
+        self.name = name
+        self.preprocessing = preprocessing
+        self.class_names: Sequence[str] = tuple(class_names)
+        self.num_classes = len(self.class_names)
+        self.checksum = _checksum(self.network, preprocessing)
+        self.about: Mapping[str, Any] = {"image_size": side, **(about or {})}
+        self._macs = count_macs(self.network, (3, side, side))
+        self.network.to(torch.device(device)).to(memory_format=torch.channels_last)
+
+    @classmethod
+    def load(
+        cls,
+        backbone: str,
+        class_names: Sequence[str],
+        preprocessing: Preprocessing,
+        *,
+        weights: Path | None = None,
+        pretrained: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> PlainNetwork:
+        """A backbone with trained weights: of a safetensors file, or the published ones.
+
+        Raises:
+            ValueError: an unknown backbone, weights that do not fit it and its classes, published
+                weights of another number of classes, or neither weights nor published ones.
+            RuntimeError: the published weights could not be downloaded.
+        """
+        if (weights is not None) == pretrained:
+            raise ValueError(f"{backbone} needs weights: either a file or the published ones")
+        if pretrained and (published := pretrained_classes(backbone)) != len(class_names):
+            raise ValueError(
+                f"the published weights of {backbone} are for {published} classes, there are "
+                f"{len(class_names)} here"
+            )
+        network = build_backbone(backbone, len(class_names), pretrained)
+        if weights is not None:
+            load_weights(network, weights)
+        about = {
+            "backbone": backbone,
+            "weights": "published" if weights is None else str(weights),
+        }
+        name = f"{backbone} at {preprocessing.crop_size}"
+        return cls(network, name, preprocessing, class_names, device, about)
+
+    def macs_per_exit(self) -> tuple[int, ...]:
+        """The whole network's, counted."""
+        return (self._macs,)
+
+    def anytime_logits(self, images: Tensor) -> Tensor:
+        """The network's logits, (1, B, n)."""
+        with torch.no_grad():
+            logits: Tensor = self.network(images.contiguous(memory_format=torch.channels_last))
+        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
+            raise ValueError(
+                f"{self.name} gives {tuple(logits.shape)}, expected {self.num_classes} classes"
+            )
+        return logits.float()[None]
+
+
+def _checksum(network: nn.Module, preprocessing: Preprocessing) -> str:
+    """Of the architecture's weights, bit by bit, and of how photos are prepared."""
+    digest = hashlib.sha256(repr((type(network).__name__, preprocessing)).encode())
+    for key, value in network.state_dict().items():
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"{key} {plain.dtype} {tuple(plain.shape)}".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

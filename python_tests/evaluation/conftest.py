@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from evaluation_cases import Done, Evaluate, save_model, save_photos
+
+from anchornet_ext import cli
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved classifier. Not to be changed."""
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """21 photos of three of the model's four classes, one of them in a folder. Do not change."""
+    folder = tmp_path_factory.mktemp("photos")
+    save_photos(folder, {"ant": 9, "cat": 7, "dog": 5})
+    (folder / "dog" / "below").mkdir()
+    (folder / "ant" / "8.png").rename(folder / "dog" / "below" / "8.png")
+    return folder
+
+
+@pytest.fixture
+def evaluate(capsys: pytest.CaptureFixture[str]) -> Iterator[Evaluate]:
+    """Runs `anchornet evaluate ARGUMENTS` in this process: importing torch costs more than most
+    tests."""
+
+    def run(*arguments: object) -> Done:
+        capsys.readouterr()
+        try:
+            code = cli.main(["evaluate", *map(str, arguments)])
+        except SystemExit as stop:  # argparse, on a bad flag
+            code = int(stop.code or 0)
+        return Done(code, capsys.readouterr().err)
+
+    threads = torch.get_num_threads()
+    yield run
+    torch.set_num_threads(threads)
