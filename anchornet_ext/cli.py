@@ -18,6 +18,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "anchornet_ext.evaluation.command",
         "measure accuracy and cost at every exit, and write a report",
     ),
+    "calibrate": (
+        "anchornet_ext.policy.command",
+        "fit the thresholds of early exit to a budget, an accuracy or a time",
+    ),
     "doctor": (
         "anchornet_ext.doctor",
         "say what is installed and built, and whether it works",

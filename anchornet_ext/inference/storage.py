@@ -110,7 +110,7 @@ def save(
             for name, blob in blobs.items()
         },
     }
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    text = _as_text(config)
     folder.mkdir(parents=True, exist_ok=True)
     for name, blob in blobs.items():
         write_whole(folder / name, blob)
@@ -182,6 +182,33 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}: update the package"
         )
     return config
+
+
+def install_policy(folder: str | PathLike[str], policy: ExitPolicy | None) -> None:
+    """Makes `policy` the one that the saved model in `folder` uses by itself; None takes it away.
+
+    Only config.json changes, and it is replaced whole.
+
+    Raises:
+        FileNotFoundError: there is no saved model.
+        ValueError: its configuration cannot be read, or the policy is for other exits.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    try:
+        num_exits = 1 + int(config["num_patches"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG} has no valid entry 'num_patches'") from error
+    if policy is not None:
+        policy.require_exits(num_exits)
+    config.pop("thresholds", None)  # of format version 1
+    config["format_version"] = FORMAT_VERSION
+    config["policy"] = None if policy is None else policy.to_dict()
+    write_whole(folder / CONFIG, _as_text(config).encode())
+
+
+def _as_text(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
 
 
 def _policy(config: Mapping[str, Any]) -> ExitPolicy | None:

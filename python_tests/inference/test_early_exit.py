@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from devices import needs_cuda
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from anchornet_ext.inference import TwoStageClassifier
 from anchornet_ext.inference.early_exit import Classification
 from anchornet_ext.models import AnchorNet
+from anchornet_ext.policy.calibration import applied, policy_outcome
 from anchornet_ext.policy.exit_policy import ExitPolicy
+from anchornet_ext.policy.exit_table import ExitTable
 from anchornet_ext.reference.early_exit import Exit, classify_image, sequential_inference
 
 NEVER, ALWAYS = 2.0, -1.0
@@ -326,6 +329,57 @@ def test_thresholds_stand_for_a_policy_of_nothing_else() -> None:
     assert torch.equal(
         model.classify(images).confidence, tiny_classifier().classify(images, policy=own).confidence
     )
+
+
+def table_of(model: TwoStageClassifier, images: Tensor, temperatures: list[float]) -> ExitTable:
+    """All exits of all images; the label is class 0 for everybody."""
+    columns = model.num_exits
+    scaled = [
+        model.classify(
+            images,
+            exit_at=columns,
+            policy=ExitPolicy((NEVER,) * (columns - 1), (temperature,) * columns),
+        )
+        for temperature in temperatures
+    ]
+    plain = scaled[temperatures.index(1.0)]
+    prediction = plain.step_label.int().numpy()
+    confidence = torch.stack([found.confidence for found in scaled]).numpy()  # (G, N, T)
+    return ExitTable(
+        confidence=plain.confidence.numpy(),
+        correct=prediction == 0,
+        cost=np.array(model.macs_per_exit(tuple(images.shape[-2:])), dtype=np.float64),
+        prediction=prediction,
+        label=np.zeros(len(images), dtype=np.int32),
+        temperatures=np.array(temperatures),
+        scaled_confidence=confidence,
+        scaled_nll=np.zeros_like(confidence),
+    )
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_a_policy_does_to_images_what_it_does_to_their_table(data: st.DataObject) -> None:
+    """What `calibrate` promises from an exit table is what the running system does."""
+    grid = [0.5, 1.0, 2.0]
+    model = tiny_classifier(data.draw(st.integers(0, 3)), num_patches=3)
+    images = noise(10, (112, 120), seed=data.draw(st.integers(0, 99)))
+    table = table_of(model, images, grid)
+    policy = ExitPolicy(
+        data.draw(st.tuples(*[st.floats(0.2, 1.0)] * 3)),
+        data.draw(st.none() | st.tuples(*[st.sampled_from(grid)] * 4)),
+        data.draw(st.sampled_from(["last", "surest"])),
+    )
+    sure = applied(table, policy).confidence
+    # Batches of other sizes round otherwise.
+    assume(np.abs(sure[:, :3] - np.array(policy.thresholds)).min() > 1e-5)
+    ranked = np.sort(sure, axis=1)
+    assume(policy.answer == "last" or np.diff(ranked, axis=1)[:, 1:].min() > 1e-5)
+    expected = policy_outcome(table, policy)
+    got = model.classify(images, policy=policy)
+    assert (got.exit_step - 1).tolist() == expected.exit_index.tolist()
+    assert (got.label == 0).double().mean().item() == pytest.approx(expected.accuracy)
+    assert got.macs.double().mean().item() == pytest.approx(expected.cost)
 
 
 def test_folding_changes_rounding_only() -> None:
