@@ -49,7 +49,7 @@ class CollectOptions:
         ValueError: a value out of its range, or both `resume` and `overwrite`.
     """
 
-    batch_size: int = 64
+    batch_size: int = 32
     workers: int = 0
     part_size: int | None = None
     grid: bool = True

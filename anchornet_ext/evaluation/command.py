@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="delete the evaluation that is in REPORT"
     )
     run.add_argument(
-        "--batch-size", type=_positive, default=64, metavar="N", help="photos at a time (64)"
+        "--batch-size", type=_positive, default=32, metavar="N", help="photos at a time (32)"
     )
     run.add_argument(
         "--chunk-size",

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from anchornet_ext._extension import require_device
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.inference import TwoStageClassifier
-from anchornet_ext.inference.early_exit import available_patches, evaluating
-from anchornet_ext.inference.policies import input_logits
+from anchornet_ext.inference.early_exit import evaluating
+from anchornet_ext.inference.passes import available_patches, check_logits
+from anchornet_ext.inference.policies import patch_locations
 from anchornet_ext.inference.storage import CONFIG, resolve
 from anchornet_ext.models import build_backbone, count_macs, require_input_size
 from anchornet_ext.models.backbones import pretrained_classes
+from anchornet_ext.ops import gather_patches
 from anchornet_ext.training.checkpoint import load_weights
 
 
@@ -162,12 +164,27 @@ class TwoStageSystem:
 
     def anytime_logits(self, images: Tensor) -> Tensor:
         """Summed logits; the log of the mean probabilities under the criterion "probabilities"."""
-        with torch.no_grad(), evaluating(self.classifier):
-            each = input_logits(self.classifier, images).float()  # (T, B, n)
-            if self.classifier.criterion == "logits":
-                return each.cumsum(dim=0)
-            inputs = torch.arange(1, len(each) + 1, device=each.device)[:, None, None]
-            return (each.softmax(dim=-1).cumsum(dim=0) / inputs).log()
+        model = self.classifier
+        with torch.no_grad(), evaluating(model):
+            glance = model.glance_input(images).contiguous(memory_format=torch.channels_last)
+            each = [model.glance(glance)]
+            # As early exit does it, one patch of every image at a time: a batch of all patches
+            # would need several times the memory, and longer.
+            for top_left in patch_locations(model, images).unbind(dim=1):  # (B, 2)
+                patches = gather_patches(
+                    images,
+                    top_left[:, None],
+                    model.patch_size,
+                    memory_format=torch.channels_last,
+                )  # (B, 3, K, K)
+                each.append(model.focus(patches))
+            for part, of_input in zip(("glance", *["focus"] * len(each)), each, strict=False):
+                check_logits(model, of_input, part)
+            logits = torch.stack(each).float()  # (T, B, n)
+            if model.criterion == "logits":
+                return logits.cumsum(dim=0)
+            inputs = torch.arange(1, len(logits) + 1, device=logits.device)[:, None, None]
+            return (logits.softmax(dim=-1).cumsum(dim=0) / inputs).log()
 
 
 class PlainNetwork:
