@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -110,7 +110,7 @@ def classify(
     passes = plain_passes(classifier, (images.shape[2], images.shape[3]))
     num_patches = available_patches(classifier, passes.image_size)
     rules = exit_rules(classifier, num_patches, thresholds, exit_at, policy)
-    with torch.no_grad(), evaluating(classifier):
+    with torch.no_grad(), evaluating(classifier.modules()):
         return _classify(classifier, images, passes, rules)
 
 
@@ -179,9 +179,9 @@ def check_images(classifier: TwoStageClassifier, images: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Puts every submodule into eval mode and its own mode back afterwards."""
-    training = [part for part in module.modules() if part.training]
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Puts each of the modules, and not those inside it, into eval mode, and back afterwards."""
+    training = [part for part in modules if part.training]
     for part in training:
         part.training = False
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from operator import is_
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,7 @@ from anchornet_ext.policy.exit_policy import ExitPolicy
 if TYPE_CHECKING:
     from .early_exit import Classification
     from .policies import PatchPolicy
+    from .stream import StreamResult
 
 Criterion = Literal["logits", "probabilities"]
 CRITERIA: tuple[Criterion, ...] = ("logits", "probabilities")
@@ -260,6 +261,12 @@ class TwoStageClassifier(nn.Module):
         from .early_exit import classify
 
         return classify(self, images, thresholds, exit_at, policy=policy)
+
+    def stream(self, source: Iterable[Any], **options: Any) -> Generator[StreamResult, None, None]:
+        """Algorithm 1 for images as they come, every pass on a whole batch. See `stream.stream`."""
+        from .stream import stream
+
+        return stream(self, source, **options)
 
     def anytime_logits(
         self,

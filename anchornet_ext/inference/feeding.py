@@ -1,0 +1,124 @@
+"""What comes into a stream: images one by one, from whatever gives them, or why there is none."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One image of the input, or the error in its place.
+
+    Attributes:
+        position: its number in the input, from 0; errors count.
+        key: what came with it.
+        image: (3, H, W), not checked yet; None if there is an error.
+        error: why there is no image.
+    """
+
+    position: int
+    key: Any
+    image: Tensor | None
+    error: Exception | None
+
+
+def arrivals(
+    source: Iterable[Any],
+    load: Callable[[Any], Any] | None = None,
+    workers: int = 0,
+    ahead: int = 0,
+) -> Generator[Arrival, None, None]:
+    """The images of `source`, in its order and no sooner than they are asked for.
+
+    Without `load`, an item is an image (3, H, W), several of them (B, 3, H, W), an exception in the
+    place of an image, or a pair of one of these and a key: anything for one image, a sequence or a
+    tensor of B for several. With `load`, an item is what `load` makes an image of, and the key.
+
+    Args:
+        source: is iterated over in the calling thread. What it raises comes out here.
+        load: an exception of it is this item's error only.
+        workers: threads that call `load`; 0 calls it in the calling thread.
+        ahead: how many items the threads may be ahead.
+
+    Closing the generator waits for the loads under way and ends the threads.
+    """
+    items = _parts(source) if load is None else _loaded(source, load, workers, ahead)
+    with closing(items):
+        for position, (image, key) in enumerate(items):
+            if isinstance(image, Exception):
+                yield Arrival(position, key, None, image)
+            elif isinstance(image, Tensor):
+                yield Arrival(position, key, image, None)
+            else:
+                error = TypeError(f"expected an image as a tensor, got {type(image).__name__}")
+                yield Arrival(position, key, None, error)
+
+
+def _parts(source: Iterable[Any]) -> Generator[tuple[Any, Any], None, None]:
+    for item in source:
+        image, key = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+        if isinstance(image, Tensor) and image.ndim == 4:
+            keys = _keys(key, len(image))
+            yield from zip(image, keys, strict=True)
+        else:
+            yield image, key
+
+
+def _keys(key: Any, count: int) -> Sequence[Any]:
+    if key is None:
+        return [None] * count
+    keys: Sequence[Any] = key.tolist() if isinstance(key, Tensor) else key
+    if not isinstance(keys, Sequence) or len(keys) != count:
+        found = f"{len(keys)}" if isinstance(keys, Sequence) else type(keys).__name__
+        raise ValueError(
+            f"{count} images in one tensor need a sequence of as many keys, got {found}"
+        )
+    return keys
+
+
+def _loaded(
+    source: Iterable[Any], load: Callable[[Any], Any], workers: int, ahead: int
+) -> Generator[tuple[Any, Any], None, None]:
+    if workers == 0:
+        for item in source:
+            yield _try(load, item), item
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="anchornet-stream")
+    try:
+        under_way: deque[tuple[Future[Any], Any]] = deque()
+        problem: Exception | None = None
+        items = iter(source)
+        ended = False
+        while True:
+            while not ended and len(under_way) <= ahead:
+                try:
+                    item = next(items)
+                except StopIteration:
+                    ended = True
+                except Exception as error:
+                    # What came before it is still to be had.
+                    ended, problem = True, error
+                else:
+                    under_way.append((pool.submit(_try, load, item), item))
+            if not under_way:
+                break
+            future, item = under_way.popleft()
+            yield future.result(), item
+        if problem is not None:
+            raise problem
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _try(load: Callable[[Any], Any], item: Any) -> Any:
+    try:
+        return load(item)
+    except Exception as error:
+        return error

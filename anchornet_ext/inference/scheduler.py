@@ -1,0 +1,176 @@
+"""Which pass runs next, and on which images, when images at different steps share batches.
+
+Nothing here computes anything, or knows of tensors: an image is the number of the slot it is in.
+
+Every image goes through the glance; those that stay through AnchorNet; and those through the focus
+network, once or more often. Each of the three has a queue of the images that wait for it. A pass
+runs when its queue has a whole batch. With 3 (b - 1) + 1 slots for batches of b there always is one
+such queue once all slots are taken, so that only two things make a pass run incomplete: the end of
+the stream, and an image that has been waiting while too many others overtook it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Collection
+from typing import NamedTuple
+
+
+class Pass(enum.Enum):
+    """The three passes of Algorithm 1, in the order in which an image meets them."""
+
+    GLANCE = "glance"
+    LOCALISE = "localise"
+    FOCUS = "focus"
+
+
+class Work(NamedTuple):
+    """One pass over some images."""
+
+    kind: Pass
+    slots: tuple[int, ...]
+    steps: tuple[int, ...]
+    """How many inputs each image has seen after this pass; AnchorNet's is none."""
+
+
+def slots_for_full_passes(batch: int) -> int:
+    """With how many slots only the end of the stream, or its patience, makes incomplete passes."""
+    return 3 * (batch - 1) + 1
+
+
+class Scheduler:
+    """Hands out passes over the images in `slots` slots.
+
+    Use: while `room`, `admit` images; `next` says what to run; `finish` tells it who stays. Several
+    passes may be under way at a time.
+
+    Args:
+        slots: how many images can be in here, at least `batch`.
+        batch: b, the images of a complete pass, at least 1.
+        last: the exit, from 1, where every image leaves.
+        patience: by how many later arrivals the oldest image may be overtaken; then its passes run
+            next, complete or not. Without a bound, an image whose queue fills slowly would hold
+            back its own result, and all later ones that are to come out in order.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    def __init__(self, slots: int, batch: int, last: int, patience: int) -> None:
+        for name, value in (("batch", batch), ("last", last), ("patience", patience)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if slots < batch:
+            raise ValueError(f"slots must be at least the batch of {batch}, got {slots}")
+        self._batch = batch
+        self._last = last
+        self._patience = patience
+        self._free = list(range(slots - 1, -1, -1))  # the lowest is taken first
+        self._waiting: dict[Pass, deque[int]] = {kind: deque() for kind in Pass}
+        self._queue_of: dict[int, Pass] = {}  # of waiting slots only
+        self._step = [0] * slots  # inputs seen
+        self._arrival: dict[int, int] = {}  # by slot, the oldest first
+        self._arrivals = 0
+
+    @property
+    def room(self) -> bool:
+        """Whether an image can be admitted now."""
+        return bool(self._free) and not self._impatient
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every image has left."""
+        return not self._arrival
+
+    def admit(self) -> int:
+        """Takes in a new image; returns its slot, which is its own until it leaves.
+
+        Raises:
+            RuntimeError: there is no room.
+        """
+        if not self.room:
+            raise RuntimeError("there is no room for an image")
+        slot = self._free.pop()
+        self._step[slot] = 0
+        self._arrival[slot] = self._arrivals
+        self._arrivals += 1
+        self._wait(slot, Pass.GLANCE)
+        return slot
+
+    def pass_by(self) -> None:
+        """Counts an arrival that needs no slot, as it is no image."""
+        self._arrivals += 1
+
+    def next(self, more: bool) -> Work | None:
+        """The next pass to run, or None if more images should be admitted or a pass be finished.
+
+        Args:
+            more: whether there may be images to admit. Without, incomplete passes run.
+        """
+        kind = self._choose(more)
+        return None if kind is None else self._take(kind, more)
+
+    def finish(self, work: Work, stay: Collection[int] = ()) -> list[int]:
+        """Notes that a pass is done.
+
+        Args:
+            work: what `next` returned, once.
+            stay: the slots whose images were not sure enough to leave. At the last exit and after
+                AnchorNet, this is not asked.
+
+        Returns:
+            The slots of the images that have left, which are free now.
+        """
+        left: list[int] = []
+        for slot, step in zip(work.slots, work.steps, strict=True):
+            self._step[slot] = step
+            if work.kind is Pass.LOCALISE:
+                self._wait(slot, Pass.FOCUS)
+            elif step < self._last and slot in stay:
+                self._wait(slot, Pass.LOCALISE if work.kind is Pass.GLANCE else Pass.FOCUS)
+            else:
+                left.append(slot)
+                del self._arrival[slot]
+        self._free.extend(left)
+        return left
+
+    @property
+    def _impatient(self) -> bool:
+        oldest = next(iter(self._arrival.values()), self._arrivals)
+        return self._arrivals - oldest > self._patience
+
+    def _choose(self, more: bool) -> Pass | None:
+        sizes = {kind: len(queue) for kind, queue in self._waiting.items()}
+        others_under_way = len(self._queue_of) < len(self._arrival)
+        if not more:
+            # In the order of the passes, so that the last images meet in as few as possible.
+            kind = next((kind for kind in Pass if sizes[kind]), None)
+            can_wait = kind is not None and sizes[kind] < self._batch and others_under_way
+            return None if can_wait else kind
+        if self._impatient:
+            oldest = next(iter(self._arrival))
+            if oldest in self._queue_of:
+                return self._queue_of[oldest]
+        for kind in reversed(Pass):  # those that make room first
+            if sizes[kind] >= self._batch:
+                return kind
+        if self.room or others_under_way:
+            return None  # there may be a complete pass when they come
+        return max(reversed(Pass), key=lambda kind: sizes[kind])  # too few slots for complete ones
+
+    def _take(self, kind: Pass, more: bool) -> Work:
+        queue = self._waiting[kind]
+        if kind is Pass.FOCUS and not more:
+            # Those with the most inputs ahead of them; how many they need decides when it all ends.
+            queue = deque(sorted(queue, key=lambda slot: self._step[slot]))
+            self._waiting[kind] = queue
+        slots = tuple(queue.popleft() for _ in range(min(self._batch, len(queue))))
+        for slot in slots:
+            del self._queue_of[slot]
+        new_inputs = 0 if kind is Pass.LOCALISE else 1
+        return Work(kind, slots, tuple(self._step[slot] + new_inputs for slot in slots))
+
+    def _wait(self, slot: int, kind: Pass) -> None:
+        self._waiting[kind].append(slot)
+        self._queue_of[slot] = kind

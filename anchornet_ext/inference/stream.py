@@ -1,0 +1,313 @@
+"""Algorithm 1 for a stream of images: every pass runs on a whole batch, whoever leaves when.
+
+In a batch that goes through the steps together, the places of those that leave stay empty. Here,
+images at different steps share the batches, because all patches are seen by the same network, and
+new images take the places of those that left.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from anchornet_ext.policy.exit_policy import ExitPolicy
+
+from .exit_rules import exit_rules
+from .feeding import Arrival, arrivals
+from .passes import Passes, available_patches, check_image_size, compiled_passes, plain_passes
+from .scheduler import Pass, Scheduler, Work
+from .stream_state import Outcome, Pending, StreamState
+
+if TYPE_CHECKING:
+    from .two_stage import TwoStageClassifier
+
+#: An image may be overtaken by this many batches (see `scheduler.Scheduler`): so seldom that the
+#: incomplete passes cost next to nothing, so often that the results that wait for it stay few.
+PATIENCE_IN_BATCHES = 64
+
+
+@dataclass(frozen=True)
+class ImageClassification:
+    """What `early_exit.Classification` says of one image; n classes, T exits, on the CPU.
+
+    Attributes:
+        label: the predicted class: that of `answer_step`.
+        probabilities: (n,) after input `answer_step`.
+        exit_step: the number of inputs used, 1 (the glance alone) to T.
+        answer_step: the input after which the answer was found.
+        confidence: (T,), the largest probability after each input, NaN where it was not reached.
+        step_label: (T,) int64, the class predicted after each input, -1 where not reached.
+        top_left: (T - 1, 2) int64, (row, column) in pixels of the patch of each step after the
+            glance, -1 where it was not reached.
+        anchor_label: the class whose activation map chose the patches; None if AnchorNet did not
+            see the image, as it left at the glance.
+        activation_map: (h, w), AnchorNet's map of that class; None likewise.
+        macs: multiply-adds that the image cost.
+        full_macs: multiply-adds of an image of this size that goes to the last exit.
+    """
+
+    label: int
+    probabilities: Tensor
+    exit_step: int
+    answer_step: int
+    confidence: Tensor
+    step_label: Tensor
+    top_left: Tensor
+    anchor_label: int | None
+    activation_map: Tensor | None
+    macs: int
+    full_macs: int
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """One for each image that came in.
+
+    Attributes:
+        position: its number in the input, from 0.
+        key: what came with the image, or None; with `load`, what was loaded.
+        found: the classification, or None if there is an error.
+        error: why the image could not be classified, or None.
+    """
+
+    position: int
+    key: Any
+    found: ImageClassification | None
+    error: Exception | None
+
+
+def stream(
+    classifier: TwoStageClassifier,
+    source: Iterable[Any],
+    *,
+    batch: int = 32,
+    slots: int | None = None,
+    thresholds: Sequence[float] | None = None,
+    exit_at: int | None = None,
+    policy: ExitPolicy | None = None,
+    image_size: tuple[int, int] | None = None,
+    ordered: bool = True,
+    load: Callable[[Any], Any] | None = None,
+    workers: int = 0,
+    compile: bool | Mapping[str, Any] = False,
+    passes: Passes | None = None,
+) -> Generator[StreamResult, None, None]:
+    """Classifies images as they come, with real early exit and whole batches in every pass.
+
+    The results are those of `early_exit.classify`, up to what rounding depends on the batch.
+    Nothing is computed before the first result is asked for, and no image is taken from `source`
+    before there is room for it. The host waits once a pass, for one transfer.
+
+    This is for throughput: a result may be late by as many images as it takes to fill the batches.
+
+    Args:
+        classifier: the networks and settings; its device and dtype are used. They run in eval mode
+            without gradients, and their modes are put back after every pass.
+        source: gives images: uint8 (3, H, W) as `Preprocessing.crop` makes them, or floating point
+            and normalised; or several as (B, 3, H, W), as a DataLoader does; or pairs of these and
+            a key (for several: a sequence or tensor of keys), which comes back with the result. An
+            exception object in the place of an image becomes this image's result, as an image of
+            a wrong shape or type does. If `source` itself raises, the images before are classified,
+            and then the exception comes out of this iterator.
+        batch: images in a pass.
+        slots: how many images can be under way, at least `batch`; None is 4 batches. From
+            3 (batch - 1) + 1 on, all passes but the last ones are whole.
+        thresholds, exit_at, policy: see `early_exit.classify`.
+        image_size: (H, W) that all images have; None is the preprocessing's crop.
+        ordered: results in the order of the input; otherwise as they come.
+        load: makes an image of what `source` gives, a path say; the item is the result's key. What
+            it raises becomes this image's result.
+        workers: threads that call `load`, up to two batches ahead; 0 is the calling thread.
+        compile: put `torch.compile` around the networks, with its defaults (True) or with these
+            options. The first batches wait for it; `passes.compiled_passes` keeps what was compiled
+            for the next stream.
+        passes: what to run in place of the classifier's own networks; they know their image size.
+
+    Returns:
+        A generator of one `StreamResult` for each image. Closing it early ends everything: the
+        images under way are dropped, and the threads end after the items they are at.
+
+    Raises:
+        ValueError: what `early_exit.classify` says of the exits; a size or a number out of range;
+            arguments that contradict each other. All this at the call.
+    """
+    if passes is not None and (compile or image_size is not None):
+        raise ValueError("passes are compiled or not and for one image size: give no others")
+    if passes is None:
+        passes = _own_passes(classifier, image_size, compile)
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
+    if workers and load is None:
+        raise ValueError(f"{workers} workers have nothing to do without load")
+    num_patches = available_patches(classifier, passes.image_size)
+    rules = exit_rules(classifier, num_patches, thresholds, exit_at, policy)
+    if slots is None:
+        slots = 4 * batch
+    scheduler = Scheduler(slots, batch, rules.last, PATIENCE_IN_BATCHES * batch)
+    macs = classifier.macs_per_exit(passes.image_size)
+    runner = _Runner(
+        scheduler,
+        StreamState(classifier, passes, rules, slots, batch),
+        passes.image_size,
+        macs=macs,
+        full_macs=macs[num_patches],
+        depth=2 if next(classifier.parameters()).is_cuda else 1,
+    )
+    results = runner.results(arrivals(source, load, workers, ahead=2 * batch))
+    return _in_order(results) if ordered else results
+
+
+def _own_passes(
+    classifier: TwoStageClassifier,
+    image_size: tuple[int, int] | None,
+    compile: bool | Mapping[str, Any],
+) -> Passes:
+    if image_size is None:
+        image_size = (classifier.preprocessing.crop_size,) * 2
+    check_image_size(classifier, image_size)
+    if compile is False:
+        return plain_passes(classifier, image_size)
+    return compiled_passes(classifier, image_size, **({} if compile is True else compile))
+
+
+def _in_order(
+    results: Generator[StreamResult, None, None],
+) -> Generator[StreamResult, None, None]:
+    waiting: dict[int, StreamResult] = {}
+    position = 0
+    try:
+        for result in results:
+            waiting[result.position] = result
+            while position in waiting:
+                yield waiting.pop(position)
+                position += 1
+    finally:
+        results.close()
+
+
+class _Runner:
+    """Brings images in, starts the passes that the scheduler chooses, and takes results out.
+
+    Args:
+        image_size: (H, W) that images must have.
+        macs: what leaving at exit 1, ..., T costs.
+        full_macs: what leaving at the last exit that there is costs.
+        depth: passes under way at a time: with 2, a GPU has the next one to do while the host
+            reads the last one's outcome.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        state: StreamState,
+        image_size: tuple[int, int],
+        macs: Sequence[int],
+        full_macs: int,
+        depth: int,
+    ) -> None:
+        self._scheduler = scheduler
+        self._state = state
+        self._image_size = image_size
+        self._macs = macs
+        self._full_macs = full_macs
+        self._depth = depth
+        self._arrival: dict[int, Arrival] = {}  # of the image in each slot
+        self._new: dict[int, Tensor] = {}  # images that the glance has not seen
+        self._under_way: deque[tuple[Work, Pending | None]] = deque()
+
+    def results(self, feed: Generator[Arrival, None, None]) -> Generator[StreamResult, None, None]:
+        """The results of what `feed` gives, as they come."""
+        more = True
+        problem: Exception | None = None
+        try:
+            while True:
+                if len(self._under_way) < self._depth:
+                    work = self._scheduler.next(more)
+                    if work is not None:
+                        self._start(work)
+                        continue
+                    if more and self._scheduler.room:
+                        try:
+                            arrival = next(feed, None)
+                        except Exception as error:
+                            # Nobody loses the images that are under way by it.
+                            problem, arrival = error, None
+                        if arrival is None:
+                            more = False
+                        elif (refused := self._admit(arrival)) is not None:
+                            yield refused
+                        continue
+                if not self._under_way:
+                    break
+                yield from self._finish(*self._under_way.popleft())
+        finally:
+            feed.close()
+        if problem is not None:
+            raise problem
+
+    def _admit(self, arrival: Arrival) -> StreamResult | None:
+        """Gives the image a slot, or returns what is wrong with it."""
+        error = arrival.error or _image_error(arrival.image, self._image_size)
+        if error is not None:
+            self._scheduler.pass_by()
+            return StreamResult(arrival.position, arrival.key, None, error)
+        slot = self._scheduler.admit()
+        assert arrival.image is not None
+        self._new[slot] = arrival.image
+        self._arrival[slot] = Arrival(arrival.position, arrival.key, None, None)
+        return None
+
+    def _start(self, work: Work) -> None:
+        new = [self._new.pop(slot) for slot in work.slots] if work.kind is Pass.GLANCE else []
+        self._under_way.append((work, self._state.run(work, new)))
+
+    def _finish(self, work: Work, pending: Pending | None) -> Iterator[StreamResult]:
+        if pending is None:
+            self._scheduler.finish(work)
+            return
+        outcome = pending.wait()
+        left = set(self._scheduler.finish(work, set(outcome.stays.tolist())))
+        rows = [row for row, slot in enumerate(work.slots) if slot in left]
+        found = self._classifications(outcome, rows)
+        for row, one in zip(rows, found, strict=True):
+            arrival = self._arrival.pop(work.slots[row])
+            yield StreamResult(arrival.position, arrival.key, one, None)
+
+    def _classifications(self, outcome: Outcome, rows: list[int]) -> Iterator[ImageClassification]:
+        # Copied out together, so that a result that is kept does not keep the batch.
+        index = torch.tensor(rows, dtype=torch.int64)
+        out = Outcome._make(tensor.index_select(0, index) for tensor in outcome)
+        labels, anchor_labels = out.label.tolist(), out.anchor_label.tolist()
+        steps, answer_steps = out.exit_step.tolist(), out.answer_step.tolist()
+        for row, step in enumerate(steps):
+            localised = step > 1
+            yield ImageClassification(
+                label=labels[row],
+                probabilities=out.probabilities[row],
+                exit_step=step,
+                answer_step=answer_steps[row],
+                confidence=out.confidence[row],
+                step_label=out.step_label[row],
+                top_left=out.top_left[row],
+                anchor_label=anchor_labels[row] if localised else None,
+                activation_map=out.activation_map[row] if localised else None,
+                macs=self._macs[step - 1],
+                full_macs=self._full_macs,
+            )
+
+
+def _image_error(image: Tensor | None, image_size: tuple[int, int]) -> Exception | None:
+    assert image is not None
+    expected = (3, *image_size)
+    if tuple(image.shape) != expected:
+        return ValueError(
+            f"the image is {tuple(image.shape)}, but this stream is for {expected} (image_size)"
+        )
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        return TypeError(f"an image must be uint8 or floating point, got {image.dtype}")
+    return None

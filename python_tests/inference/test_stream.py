@@ -1,0 +1,542 @@
+"""The stream: equal to one image at a time, whatever the batches, and nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+import math
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from devices import needs_cuda
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from test_early_exit import NEVER, reference, thresholds_between
+from tiny_networks import CLASSES, noise, tiny_classifier
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from anchornet_ext.data.transforms import Preprocessing
+from anchornet_ext.inference import TwoStageClassifier
+from anchornet_ext.inference.early_exit import Classification
+from anchornet_ext.inference.passes import Passes, compiled_passes, plain_passes
+from anchornet_ext.inference.stream import ImageClassification, StreamResult
+from anchornet_ext.policy.exit_policy import ExitPolicy
+from anchornet_ext.reference.early_exit import Exit
+
+SIZE = (104, 112)
+
+
+def found(result: StreamResult) -> ImageClassification:
+    assert result.error is None
+    assert result.found is not None
+    return result.found
+
+
+def assert_equal_to_reference(results: list[StreamResult], expected: list[Exit]) -> None:
+    assert [result.position for result in results] == list(range(len(expected)))
+    for result, one in zip(results, expected, strict=True):
+        got, used = found(result), one.exit_step
+        assert (got.label, got.exit_step, got.answer_step) == (
+            one.label,
+            one.exit_step,
+            one.answer_step,
+        )
+        torch.testing.assert_close(got.probabilities, one.probabilities)
+        torch.testing.assert_close(got.confidence[:used].tolist(), one.confidence)
+        assert got.confidence[used:].isnan().all()
+        assert (got.step_label[used:] == -1).all()
+        assert int(got.step_label[one.answer_step - 1]) == one.label
+        assert got.top_left[: used - 1].tolist() == [list(place) for place in one.top_left]
+        assert (got.top_left[used - 1 :] == -1).all()
+
+
+def assert_equal_to_batched(results: list[StreamResult], expected: Classification) -> None:
+    """Every field, in float32 up to what rounding depends on the batch."""
+    assert len(results) == len(expected.label)
+    maps = dict(zip(expected.anchor_ran.tolist(), expected.activation_map, strict=True))
+    for b, result in enumerate(results):
+        got = found(result)
+        for name in ("label", "exit_step", "answer_step", "macs"):
+            assert getattr(got, name) == int(getattr(expected, name)[b]), name
+        for name in ("step_label", "top_left"):
+            assert torch.equal(getattr(got, name), getattr(expected, name)[b]), name
+        for name in ("probabilities", "confidence"):
+            one = getattr(expected, name)[b]
+            torch.testing.assert_close(
+                getattr(got, name), one, equal_nan=True, rtol=1e-4, atol=1e-5
+            )
+        assert got.full_macs == expected.full_macs
+        if b in maps:
+            assert got.anchor_label == int(expected.anchor_label[b])
+            assert got.activation_map is not None
+            torch.testing.assert_close(got.activation_map, maps[b], rtol=1e-4, atol=1e-4)
+        else:
+            assert got.anchor_label is None
+            assert got.activation_map is None
+
+
+def spread_thresholds(model: TwoStageClassifier, images: Tensor) -> tuple[float, ...]:
+    """So that some of the images leave at every exit, and none has a threshold's confidence."""
+    confidence = model.classify(images, exit_at=model.num_exits).confidence
+    remaining = torch.ones(len(images), dtype=torch.bool)
+    thresholds = []
+    for step in range(model.num_exits - 1):
+        of_those = confidence[remaining, step].sort().values
+        middle = len(of_those) * 6 // 10
+        thresholds.append(float(of_those[middle - 1 : middle + 1].mean()))
+        remaining &= confidence[:, step] <= thresholds[-1]
+    return tuple(thresholds)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_streamed_equals_one_by_one(data: st.DataObject) -> None:
+    # In float64, so that how a library sums a batch cannot move an image over a threshold.
+    num_patches = data.draw(st.integers(1, 4), "num_patches")
+    model = tiny_classifier(
+        data.draw(st.integers(0, 3), "weights"),
+        dtype=torch.float64,
+        num_patches=num_patches,
+        glance_size=40,
+        criterion=data.draw(st.sampled_from(["logits", "probabilities"]), "criterion"),
+    )
+    size = data.draw(st.tuples(st.integers(95, 120), st.integers(95, 120)), "size")
+    count = data.draw(st.integers(0, 14), "count")
+    images = noise(count, size, data.draw(st.integers(0, 99)), torch.float64)
+    thresholds = tuple(
+        data.draw(
+            st.lists(thresholds_between, min_size=num_patches, max_size=num_patches), "thresholds"
+        )
+    )
+    temperatures = data.draw(
+        st.none() | st.tuples(*[st.floats(0.1, 10.0)] * (num_patches + 1)), "temperatures"
+    )
+    answer = data.draw(st.sampled_from(["last", "surest"]), "answer")
+    expected = reference(model, images, thresholds, temperatures=temperatures, answer=answer)
+    for one in expected:
+        for confidence, threshold in zip(one.confidence, thresholds, strict=False):
+            assume(abs(confidence - threshold) > 1e-9)
+        highest, *lower = sorted(one.confidence, reverse=True)
+        assume(answer == "last" or not lower or highest - lower[0] > 1e-9)
+    batch = data.draw(st.integers(1, 6), "batch")
+    passes = plain_passes(model, size)
+    results = model.stream(
+        images,
+        batch=batch,
+        slots=data.draw(st.none() | st.integers(batch, 4 * batch), "slots"),
+        policy=ExitPolicy(thresholds, temperatures, answer),
+        # What is filled up must not matter.
+        passes=replace(passes, constant_batch=data.draw(st.booleans(), "constant_batch")),
+        ordered=(ordered := data.draw(st.booleans(), "ordered")),
+    )
+    got = list(results)
+    if not ordered:
+        got.sort(key=lambda result: result.position)
+    assert_equal_to_reference(got, expected)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("answer", ["last", "surest"])
+def test_streamed_equals_batched(folded: bool, answer: Any) -> None:
+    model = tiny_classifier(1)
+    model = model.fold() if folded else model
+    images = noise(61, SIZE, seed=3)
+    policy = ExitPolicy(spread_thresholds(model, images), answer=answer)
+    expected = model.classify(images, policy=policy)
+    assert set(expected.exit_step.tolist()) == {1, 2, 3, 4, 5}
+    got = list(model.stream(images, batch=8, policy=policy, image_size=SIZE))
+    assert_equal_to_batched(got, expected)
+
+
+@pytest.mark.parametrize("exit_at", [1, 3, 5])
+def test_exit_at(exit_at: int) -> None:
+    model = tiny_classifier(1)
+    images = noise(9, SIZE, seed=3)
+    got = list(model.stream(images, batch=4, exit_at=exit_at, image_size=SIZE))
+    assert_equal_to_batched(got, model.classify(images, exit_at=exit_at))
+
+
+def test_images_of_few_locations_end_early() -> None:
+    model = tiny_classifier(1)
+    images = noise(5, (95, 103), seed=3)
+    got = list(model.stream(images, batch=4, image_size=(95, 103)))
+    assert [found(one).exit_step for one in got] == [3] * 5
+    assert_equal_to_batched(got, model.classify(images))
+
+
+class Counts:
+    """The batch sizes that each network sees."""
+
+    def __init__(self, model: TwoStageClassifier, image_size: tuple[int, int]) -> None:
+        self.sizes: dict[str, list[int]] = {"glance": [], "localise": [], "focus": []}
+        plain = plain_passes(model, image_size)
+        self.passes = Passes(
+            image_size,
+            *(self._counting(name, getattr(plain, name)) for name in self.sizes),
+        )
+
+    def _counting(self, name: str, run: Any) -> Any:
+        def counted(images: Tensor) -> Any:
+            assert images.is_contiguous(memory_format=torch.channels_last)
+            self.sizes[name].append(len(images))
+            return run(images)
+
+        return counted
+
+
+def test_all_passes_but_the_last_ones_are_whole() -> None:
+    model = tiny_classifier(1)
+    images = noise(150, SIZE, seed=3)
+    thresholds = spread_thresholds(model, images)
+    exits = Counter(model.classify(images, thresholds).exit_step.tolist())
+    counts = Counts(model, SIZE)
+    assert (
+        len(list(model.stream(images, batch=8, thresholds=thresholds, passes=counts.passes))) == 150
+    )
+    assert sum(counts.sizes["glance"]) == 150
+    assert sum(counts.sizes["localise"]) == 150 - exits[1]
+    assert sum(counts.sizes["focus"]) == sum((step - 1) * n for step, n in exits.items())
+    for sizes in counts.sizes.values():
+        assert set(sizes[:-5]) == {8}
+
+    counts.sizes = {name: [] for name in counts.sizes}
+    constant = replace(counts.passes, constant_batch=True)
+    list(model.stream(images, batch=8, thresholds=thresholds, passes=constant))
+    assert {size for sizes in counts.sizes.values() for size in sizes} == {8}
+
+
+def test_uint8_is_normalised_as_the_model_says() -> None:
+    preprocessing = Preprocessing(112, 104, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    model = tiny_classifier(1, preprocessing=preprocessing)
+    pixels = (noise(9, (104, 104), seed=3).sigmoid() * 255).to(torch.uint8)
+    images = preprocessing.normalise(pixels)
+    thresholds = spread_thresholds(model, images)
+    expected = model.classify(images, thresholds)
+    assert_equal_to_batched(list(model.stream(pixels, batch=4, thresholds=thresholds)), expected)
+    mixed = [pixels[i] if i % 2 else images[i].double() for i in range(9)]
+    assert_equal_to_batched(list(model.stream(mixed, batch=4, thresholds=thresholds)), expected)
+
+
+def stream(model: TwoStageClassifier, source: Any, **options: Any) -> Any:
+    return model.stream(source, **{"batch": 4, "image_size": SIZE, **options})
+
+
+def test_keys_come_back() -> None:
+    model = tiny_classifier()
+    images = noise(7, SIZE, seed=0)
+    labels = torch.arange(7) * 10
+    one_by_one = stream(model, zip(images, "abcdefg", strict=True))
+    assert [result.key for result in one_by_one] == list("abcdefg")
+    loader = DataLoader(TensorDataset(images, labels), batch_size=3)
+    assert [result.key for result in stream(model, loader)] == labels.tolist()
+    assert [result.key for result in stream(model, DataLoader(TensorDataset(images)))] == [None] * 7
+    names = stream(model, [(images[:2], ["x", "y"]), images[2], (images[3:5], None)])
+    assert [result.key for result in names] == ["x", "y", None, None, None]
+    loaded = stream(model, range(7), load=images.__getitem__)
+    assert [result.key for result in loaded] == list(range(7))
+
+
+def test_one_bad_image_does_not_stop_the_others() -> None:
+    model = tiny_classifier(1)
+    images = list(noise(6, SIZE, seed=3))
+    broken = OSError("cut short")
+    source: list[Any] = [
+        images[0],
+        torch.zeros(3, 95, 95),
+        images[1],
+        (broken, "name"),
+        (torch.zeros(1, *SIZE), 5),
+        images[2],
+        "no image",
+        torch.zeros(3, *SIZE, dtype=torch.int64),
+        *images[3:],
+        broken,
+    ]
+    got = list(stream(model, source, thresholds=(NEVER, 0.7, 0.7, NEVER)))
+    assert [result.position for result in got] == list(range(12))
+    good = [result for result in got if result.error is None]
+    assert [result.position for result in good] == [0, 2, 5, 8, 9, 10]
+    assert_equal_to_batched(
+        good, model.classify(torch.stack(images), thresholds=(NEVER, 0.7, 0.7, NEVER))
+    )
+    assert all((result.found is None) == (result.error is not None) for result in got)
+    errors = {result.position: result.error for result in got if result.error is not None}
+    assert str(errors[1]) == (
+        "the image is (3, 95, 95), but this stream is for (3, 104, 112) (image_size)"
+    )
+    assert isinstance(errors[1], ValueError)
+    assert errors[3] is broken
+    assert got[3].key == "name"
+    assert "(1, 104, 112)" in str(errors[4])
+    assert isinstance(errors[6], TypeError)
+    assert "int64" in str(errors[7])
+    assert errors[11] is broken
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_what_load_raises_is_that_items_result(workers: int) -> None:
+    model = tiny_classifier()
+    images = noise(20, SIZE, seed=0)
+
+    def load(index: int) -> Tensor:
+        if index % 7 == 3:
+            raise OSError(f"item {index} is broken")
+        return images[index]
+
+    got = list(stream(model, range(20), load=load, workers=workers))
+    assert [result.key for result in got] == list(range(20))
+    assert [str(result.error) for result in got if result.error] == [
+        f"item {index} is broken" for index in (3, 10, 17)
+    ]
+
+
+def workers_alive() -> list[str]:
+    return [one.name for one in threading.enumerate() if one.name.startswith("anchornet-stream")]
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
+def test_the_source_raises(workers: int, error: type[BaseException]) -> None:
+    model = tiny_classifier()
+    images = noise(10, SIZE, seed=0)
+
+    def source() -> Iterator[Tensor]:
+        yield from images
+        raise error("no more")
+
+    results = stream(model, source(), load=lambda image: image, workers=workers)
+    got: list[StreamResult] = []
+    with pytest.raises(error, match="no more"):
+        got.extend(results)
+    if error is Stop:  # what came before is not lost
+        assert [result.position for result in got] == list(range(10))
+    assert not workers_alive()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_consumer_stops_early(workers: int) -> None:
+    model = tiny_classifier()
+    images = noise(4, SIZE, seed=0)
+    taken: list[int] = []
+
+    def endless() -> Iterator[int]:
+        index = 0
+        while True:
+            taken.append(index)
+            yield index
+            index += 1
+
+    def consume() -> None:
+        for result in stream(model, endless(), load=lambda i: images[i % 4], workers=workers):
+            if result.position == 9:
+                raise Stop
+
+    with pytest.raises(Stop):
+        consume()
+    gc.collect()  # the frame of `consume`, and the generator in it, was in the exception
+    assert not workers_alive()
+
+    results = stream(model, endless(), load=lambda i: images[i % 4], workers=workers)
+    next(results)
+    results.close()
+    assert not workers_alive()
+    assert list(results) == []
+
+
+def test_ctrl_c_while_a_pass_runs() -> None:
+    model = tiny_classifier()
+    images = noise(4, SIZE, seed=0)
+    plain = plain_passes(model, SIZE)
+
+    def interrupted(patches: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    results = model.stream(
+        range(100),
+        batch=4,
+        load=lambda i: images[i % 4],
+        workers=2,
+        passes=replace(plain, focus=interrupted),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        list(results)
+    assert not workers_alive()
+
+
+def test_a_loaders_processes_end_with_the_stream() -> None:
+    model = tiny_classifier()
+    loader = DataLoader(TensorDataset(noise(40, SIZE, seed=0)), batch_size=2, num_workers=1)
+    results = stream(model, loader)
+    next(results)
+    results.close()
+    gc.collect()
+    assert torch.multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_input_is_taken_only_when_there_is_room(workers: int) -> None:
+    model = tiny_classifier()
+    image = noise(1, SIZE, seed=0)[0]
+    taken = 0
+    received = 0
+
+    def source() -> Iterator[Tensor]:
+        nonlocal taken
+        for _ in range(60):
+            taken += 1
+            assert taken - received <= 12 + workers_ahead + 1
+            yield image
+
+    workers_ahead = 2 * 4 if workers else 0
+    results = stream(
+        model,
+        source(),
+        slots=12,
+        load=lambda image: image,
+        workers=workers,
+        thresholds=(NEVER,) * 4,
+    )
+    assert taken == 0  # nothing happens before the first result is asked for
+    for result in results:
+        received = result.position + 1
+    assert taken == 60
+
+
+def test_training_mode_and_gradients_are_left_alone() -> None:
+    model = tiny_classifier()
+    images = noise(6, SIZE, seed=9)
+    expected = model.classify(images)
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    got = []
+    for result in stream(model, images):
+        assert torch.is_grad_enabled()
+        assert model.focus.training
+        got.append(result)
+    assert_equal_to_batched(got, expected)
+    assert not found(got[0]).probabilities.requires_grad
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_results_do_not_keep_their_batches() -> None:
+    model = tiny_classifier()
+    results = list(stream(model, noise(8, SIZE, seed=0), thresholds=(0.5,) * 4))
+    sizes = [found(one).probabilities.untyped_storage().nbytes() for one in results]
+    # Together no more than they need: those that leave together share memory.
+    shared = {
+        found(one).probabilities.untyped_storage().data_ptr(): size
+        for one, size in zip(results, sizes, strict=True)
+    }
+    assert sum(shared.values()) == 8 * CLASSES * 4
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_passes_see_one_shape_only(backend: str) -> None:
+    model = tiny_classifier(1).fold()
+    images = noise(23, SIZE, seed=3)
+    thresholds = spread_thresholds(model, images)
+    expected = model.classify(images, thresholds)
+    torch.compiler.reset()
+    passes = compiled_passes(model, SIZE, backend=backend, fullgraph=True)
+    got = list(model.stream(images, batch=4, thresholds=thresholds, passes=passes))
+    assert_equal_to_batched(got, expected)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        again = list(model.stream(images[:10], batch=4, thresholds=thresholds, passes=passes))
+    assert [found(one).label for one in again] == expected.label[:10].tolist()
+    torch.compiler.reset()
+
+
+def test_compile_is_an_option() -> None:
+    model = tiny_classifier(1).fold()
+    images = noise(6, SIZE, seed=3)
+    torch.compiler.reset()
+    got = list(stream(model, images, compile={"backend": "eager"}))
+    assert_equal_to_batched(got, model.classify(images))
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"thresholds": (0.5, 0.5)}, "need 4 thresholds, got 2"),
+        ({"thresholds": (0.5, math.nan, 0.5, 0.5)}, "NaN"),
+        ({"exit_at": 6}, "exit_at must be 1 to 5, got 6"),
+        ({"thresholds": (0.5,) * 4, "policy": ExitPolicy((0.5,) * 4)}, "not both"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"batch": 8, "slots": 7}, "slots must be at least the batch of 8, got 7"),
+        ({"image_size": (94, 200)}, "at least 95x95 pixels, got 94x200"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"workers": 2}, "2 workers have nothing to do without load"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_the_call(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        stream(tiny_classifier(), [], **options)
+
+
+def test_wrong_keys_and_wrong_networks() -> None:
+    model = tiny_classifier()
+    images = noise(2, SIZE, seed=0)
+    with pytest.raises(
+        ValueError, match="2 images in one tensor need a sequence of as many keys, got 3"
+    ):
+        list(stream(model, [(images, "abc")]))
+    with pytest.raises(ValueError, match="as many keys, got int"):
+        list(stream(model, [(images, 3)]))
+    with pytest.raises(ValueError, match="one image size"):
+        stream(model, [], passes=plain_passes(model, SIZE))
+    model.focus.classifier = nn.Linear(16, CLASSES + 1)
+    with pytest.raises(ValueError, match=r"the focus network gives \(2, 6\)"):
+        list(stream(model, images))
+
+
+def test_the_bundled_model_on_photos(tmp_path: Path) -> None:
+    from PIL import Image
+
+    model = TwoStageClassifier.from_pretrained("caltech101")
+    paths = []
+    for number in range(3):
+        paths.append(tmp_path / f"{number}.png")
+        pixels = torch.randint(256, (120, 140, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(paths[-1])
+    paths.insert(1, tmp_path / "missing.png")
+    got = list(
+        model.stream(
+            paths, load=lambda path: model.preprocessing(Image.open(path)), workers=2, batch=2
+        )
+    )
+    assert [result.key for result in got] == paths
+    assert isinstance(got[1].error, FileNotFoundError)
+    assert [result.found is None for result in got] == [False, True, False, False]
+
+
+@needs_cuda
+@pytest.mark.parametrize("answer", ["last", "surest"])
+def test_cuda_equals_cpu(answer: Any) -> None:
+    model = tiny_classifier(1, dtype=torch.float64)
+    images = noise(61, SIZE, 3, torch.float64)
+    policy = ExitPolicy((0.5, 0.7, 0.8, 0.9), answer=answer)
+    expected = model.classify(images, policy=policy)
+    got = list(stream(model.cuda(), images, batch=8, policy=policy))
+    assert_equal_to_batched(got, expected)
+
+
+@needs_cuda
+def test_cuda_graphs() -> None:
+    model = tiny_classifier(1).fold().cuda()
+    images = noise(61, SIZE, seed=3)
+    policy = ExitPolicy((0.5, 0.7, 0.8, 0.9))
+    expected = list(stream(model, images, batch=8, policy=policy))
+    got = list(stream(model, images, policy=policy, batch=8, compile={"mode": "reduce-overhead"}))
+    assert [found(one).label for one in got] == [found(one).label for one in expected]
