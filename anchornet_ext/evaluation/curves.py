@@ -10,13 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from anchornet_ext.policy.exit_policy import ExitPolicy
 from anchornet_ext.policy.exit_table import ExitTable
+from anchornet_ext.policy.fitting import Method, pareto
 from anchornet_ext.policy.outcome import apply_thresholds
 
 from .intervals import Estimate, paired_difference, share
 
 Costs = Literal["macs", "milliseconds", "inputs"]
 COSTS: tuple[Costs, ...] = ("macs", "milliseconds", "inputs")
-Method = Literal["search", "geometric"]
 
 #: Below this a half has so few images that thresholds fitted on it say nothing.
 FEWEST_IMAGES = 20
@@ -57,7 +57,7 @@ class AnytimeCurve:
 class BudgetedCurve:
     """Accuracy that a mean cost buys, with thresholds fitted on other images than are measured.
 
-    P budgets, from the cost of the first exit to that of the last; N images; T exits.
+    P budgets, from the cost of the first exit to where more buys no accuracy; N images; T exits.
 
     Attributes:
         system: what it is called in legends.
@@ -198,7 +198,8 @@ def cross_fit(
     Args:
         method: "search" or "geometric", see `fit_thresholds`.
         costs: what a budget counts.
-        num_points: P, at least 2; budgets lie closer where the curve is steeper, at the low end.
+        num_points: P, at least 2. The budgets reach to where more buys no accuracy, for every
+            method the same ones, and lie closer at the low end, where the curve is steeper.
         seed: of the splits.
         splits: how many; None: 1 for large tables, up to 10 for small ones.
 
@@ -217,7 +218,7 @@ def cross_fit(
         raise ValueError(f"splits must be at least 1, got {splits}")
     values = exit_costs(table, costs)
     steps = np.linspace(0, 1, num_points) ** 1.5
-    budgets = values[0] + (values[-1] - values[0]) * steps
+    budgets = values[0] + (_saturation(table, values) - values[0]) * steps
     weights = _trapezoid_weights(budgets)
 
     generator = np.random.default_rng(seed)
@@ -262,8 +263,6 @@ def fitted_thresholds(
     method: Method,
 ) -> NDArray[np.float64]:
     """(P, T - 1) thresholds for each of the budgets, fitted on some rows of the table."""
-    from anchornet_ext.policy.fitting import pareto
-
     curve = pareto(
         table.confidence[rows], table.correct[rows], values, budgets=budgets, method=method
     )
@@ -351,6 +350,21 @@ def cost_to_reach(curve: BudgetedCurve, accuracy: float) -> float | None:
     before, after = reached[first - 1], reached[first]
     part = (accuracy - before) / (after - before)
     return float(cost[first - 1] + part * (cost[first] - cost[first - 1]))
+
+
+def _saturation(table: ExitTable, values: NDArray[np.float64]) -> float:
+    """The mean cost from which on more buys no accuracy, on the images themselves.
+
+    It decides only how far a curve reaches, not where an image leaves. The search starts from the
+    geometric rule, so what it does not find at a higher cost that does not find either.
+    """
+    rows = slice(None, None, -(-table.num_images // MOST_FITTED))
+    found = pareto(
+        table.confidence[rows], table.correct[rows], values, num_points=2, method="search"
+    )
+    highest = float(found.budget[-1])
+    # Where the first exit is as good as any, the whole range shows just that.
+    return highest if highest > values[0] else float(values[-1])
 
 
 def _trapezoid_weights(positions: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -18,11 +18,12 @@ from .theme import (
     LIGHT,
     LINES,
     MARKERS,
+    WIDTH,
     Theme,
+    add_legend,
     new_figure,
     plain_text,
     style_axes,
-    style_legend,
 )
 from .units import Scale, scale_of
 
@@ -58,17 +59,19 @@ def draw_accuracy_over_cost(
         times: measured times of operating points.
         costs: the horizontal axis.
     """
-    figure = new_figure(theme, 5.0)
+    figure = new_figure(theme, 5.6)
     axes = figure.add_subplot()
     timed = {time.name: time.milliseconds for time in times if time.kind == "point"}
-    placed = [(point, _point_cost(point, costs, timed)) for point in points]
+    placed = [
+        (letter, point, _point_cost(point, costs, timed)) for letter, point in lettered(points)
+    ]
     known_plain = [(one, _plain_cost(one, costs)) for one in plain]
     shown = [curve for curve in curves if curve.costs == costs]
     scale = _cost_scale(
         [value for curve in shown for value in curve.cost]
         + [value for curve in anytime for value in _exit_costs(curve, costs)]
         + [cost for _, cost in known_plain if cost is not None]
-        + [cost for _, cost in placed if cost is not None],
+        + [cost for _, _, cost in placed if cost is not None],
         costs,
     )
     colours = _Colours(theme)
@@ -76,14 +79,8 @@ def draw_accuracy_over_cost(
         colour = colours.of_curve(curve.system)
         order = np.argsort(curve.cost, kind="stable")
         cost = curve.cost[order] / scale.factor
-        axes.fill_between(
-            cost,
-            100 * curve.accuracy.low[order],
-            100 * curve.accuracy.high[order],
-            color=colour,
-            alpha=0.15,
-            linewidth=0,
-        )
+        if curve.system not in [other.system for other in shown[:index]]:
+            _band(axes, cost, curve.accuracy, order, colour)
         axes.plot(
             cost,
             100 * curve.accuracy.value[order],
@@ -132,7 +129,11 @@ def draw_accuracy_over_cost(
         )
     _mark_points(
         axes,
-        [(point, cost / scale.factor) for point, cost in placed if cost is not None],
+        [
+            (letter, point, cost / scale.factor)
+            for letter, point, cost in placed
+            if cost is not None
+        ],
         theme,
     )
     axes.set_xlabel(_cost_label(costs, scale))
@@ -140,7 +141,7 @@ def draw_accuracy_over_cost(
     style_axes(axes, theme)
     _scale_cost_axis(axes, costs)
     axes.margins(0.05, 0.1)
-    style_legend(axes, theme, loc="best")
+    add_legend(figure, axes, theme)
     return figure
 
 
@@ -178,7 +179,7 @@ def draw_anytime(curves: Sequence[AnytimeCurve], *, theme: Theme = LIGHT) -> Fig
         style_axes(axes, theme)
         axes.margins(0.08, 0.12)
         _step_axis(axes, most, curves[0].macs if len(curves) == 1 else None)
-        style_legend(axes, theme, loc="lower right")
+    add_legend(figure, panels[0], theme)
     return figure
 
 
@@ -193,7 +194,7 @@ def draw_expected_inputs(
 
     Args:
         curve: whose exits are shown.
-        samples: at how many points.
+        samples: at how many points, at most 8.
         others: more curves in the same axes.
     """
     chosen = sample_points(curve, samples)
@@ -204,44 +205,41 @@ def draw_expected_inputs(
     for index, one in enumerate((curve, *others)):
         order = np.argsort(one.inputs, kind="stable")
         colour = colours.of_curve(one.system)
-        axes.fill_between(
-            one.inputs[order],
-            100 * one.accuracy.low[order],
-            100 * one.accuracy.high[order],
-            color=colour,
-            alpha=0.15,
-            linewidth=0,
-        )
+        if index == 0 or one.system != curve.system:
+            _band(axes, one.inputs[order], one.accuracy, order, colour)
         axes.plot(
             one.inputs[order],
             100 * one.accuracy.value[order],
             color=colour,
             linestyle=LINES[index % len(LINES)],
             linewidth=2,
-            label=_curve_name(one, several=bool(others)) if others else None,
+            label=_curve_name(one, several=len({curve.system, *(o.system for o in others)}) > 1)
+            if others
+            else None,
         )
-    axes.set_xlabel("inputs that an image needs on average, E(t)")
+    axes.set_xlabel("steps that an image takes on average, E(t)")
     axes.set_ylabel("top-1 accuracy (%)")
     style_axes(axes, theme)
     axes.margins(0.04, 0.14)
-    style_legend(axes, theme, loc="lower right")
+    add_legend(figure, axes, theme)
     steps = np.arange(1, curve.share.shape[1] + 1)
     tallest = 100 * float(curve.share[chosen].max())
     for column, place in enumerate(chosen):
-        letter = _letter(column)
+        # Roman, as the operating points have letters and the exits have numbers.
+        numeral = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII")[column]
         at = (float(curve.inputs[place]), 100 * float(curve.accuracy.value[place]))
         axes.plot(*at, marker="o", markersize=17, color=theme.colour(0), zorder=5)
         axes.annotate(
-            letter, at, ha="center", va="center", fontsize=10, fontweight="bold",
+            numeral, at, ha="center", va="center", fontsize=10, fontweight="bold",
             color=theme.paper, zorder=6,
         )  # fmt: skip
         small = figure.add_subplot(grid[0, column])
         small.bar(steps, 100 * curve.share[place], color=theme.colour(0), width=0.8)
         small.set_ylim(0, min(100, tallest * 1.18))
         style_axes(small, theme, grid=False)
-        small.set_title(f"{letter}: {at[0]:.2f} inputs, {at[1]:.1f} %")
+        small.set_title(f"{numeral}: {at[0]:.2f} steps, {at[1]:.1f} %")
         small.title.set_fontsize(10.5)
-        _step_axis(small, len(steps), None, label="left after input")
+        _step_axis(small, len(steps), None, label="left after step")
         if column == 0:
             small.set_ylabel("images (%)")
         else:
@@ -266,7 +264,7 @@ def draw_reliability(exits: Sequence[Reliability], *, theme: Theme = LIGHT) -> F
         shown = [exits[index] for index in np.linspace(0, len(exits) - 1, 10).round().astype(int)]
     columns = min(len(shown), 5 if len(shown) > 4 else 4)
     rows = -(-len(shown) // columns)
-    width = 9.0 if columns >= 3 else 3.6 * columns
+    width = WIDTH if columns >= 3 else 3.6 * columns
     figure = new_figure(theme, 0.6 + 2.7 * rows, width)
     grid = figure.add_gridspec(2 * rows, columns, height_ratios=(3.2, 1) * rows)
     for index, one in enumerate(shown):
@@ -325,7 +323,7 @@ def draw_speedups(times: Sequence[MeasuredTime], reference: MeasuredTime,
     axes = figure.add_subplot()
     rows = np.arange(len(shown))
     for offset, label, colour, hatch, values in (
-        (-0.19, "expected from the multiply-adds", theme.colour(5), "//",
+        (-0.19, "expected from the multiply-adds", theme.colour(4), "//",
          [reference.macs / time.macs for time in shown]),
         (0.19, "measured on the clock", theme.colour(0), None,
          [reference.milliseconds / time.milliseconds for time in shown]),
@@ -343,7 +341,7 @@ def draw_speedups(times: Sequence[MeasuredTime], reference: MeasuredTime,
     style_axes(axes, theme)
     axes.grid(False, axis="y")
     axes.margins(x=0.12)
-    style_legend(axes, theme, loc="best")
+    add_legend(figure, axes, theme)
     return figure
 
 
@@ -363,6 +361,15 @@ def sample_points(curve: BudgetedCurve, samples: int) -> list[int]:
     return sorted(distinct.values(), key=lambda place: float(inputs[place]))
 
 
+def lettered(points: Sequence[OperatingPoint]) -> list[tuple[str, OperatingPoint]]:
+    """The points from few to many steps, each with its letter, the same in figures and tables."""
+    ordered = sorted(points, key=lambda point: point.inputs)
+    return [
+        (chr(ord("A") + place) if place < 26 else str(place + 1), point)
+        for place, point in enumerate(ordered)
+    ]
+
+
 class _Colours:
     """Hands out colours: one for each curve; a system's points have the colour of its first."""
 
@@ -379,6 +386,25 @@ class _Colours:
 
     def of_system(self, system: str) -> str:
         return self._systems[system] if system in self._systems else self.of_curve(system)
+
+
+def _band(
+    axes: Axes,
+    places: NDArray[np.float64],
+    found: Estimate,
+    order: NDArray[np.intp],
+    colour: str,
+) -> None:
+    """The interval around a curve. Of one system only its first curve has one: those of the others
+    are as wide, and on top of each other none could be told apart."""
+    axes.fill_between(
+        places,
+        100 * found.low[order],
+        100 * found.high[order],
+        color=colour,
+        alpha=0.15,
+        linewidth=0,
+    )
 
 
 def _error_bars(
@@ -403,19 +429,23 @@ def _error_bars(
     )
 
 
-def _mark_points(axes: Axes, placed: Sequence[tuple[OperatingPoint, float]], theme: Theme) -> None:
-    """Operating points as numbered diamonds; their names are in the legend."""
-    for number, (point, cost) in enumerate(sorted(placed, key=lambda pair: pair[1])):
+def _mark_points(
+    axes: Axes, placed: Sequence[tuple[str, OperatingPoint, float]], theme: Theme
+) -> None:
+    """Operating points as lettered diamonds; their names are in the legend, unless too many."""
+    from matplotlib.patheffects import withStroke
+
+    for letter, point, cost in placed:
         height = 100 * float(point.accuracy.value)
-        letter = _letter(number)
         axes.plot(
             [cost], [height], marker="D", markersize=9, linestyle="none",
-            color=theme.colour(2), markeredgecolor=theme.paper, zorder=6,
+            color=theme.point, markeredgecolor=theme.paper, zorder=6,
             label=plain_text(f"{letter}: {point.name}") if len(placed) <= 6 else None,
         )  # fmt: skip
         axes.annotate(
             letter, (cost, height), (0, 8), textcoords="offset points", ha="center",
             va="bottom", fontsize=10, fontweight="bold", color=theme.ink, zorder=7,
+            path_effects=[withStroke(linewidth=3, foreground=theme.paper)],
         )  # fmt: skip
 
 
@@ -423,7 +453,7 @@ def _step_axis(
     axes: Axes,
     num_exits: int,
     cost: NDArray[np.float64] | None,
-    label: str = "inputs used by every image",
+    label: str = "steps taken by every image",
 ) -> None:
     every = -(-num_exits // 10)
     steps = np.arange(1, num_exits + 1, every)
@@ -436,10 +466,6 @@ def _step_axis(
     axes.set_xlabel(label)
     if num_exits == 1:
         axes.set_xlim(0.5, 1.5)
-
-
-def _letter(index: int) -> str:
-    return chr(ord("A") + index) if index < 26 else str(index + 1)
 
 
 def _curve_name(curve: BudgetedCurve, *, several: bool) -> str:
@@ -473,7 +499,7 @@ def _cost_label(costs: Costs, scale: Scale) -> str:
         return f"mean cost of an image ({scale.macs})"
     if costs == "milliseconds":
         return "mean time of an image (ms)"
-    return "inputs that an image needs on average"
+    return "steps that an image takes on average"
 
 
 def _scale_cost_axis(axes: Axes, costs: Costs) -> None:

@@ -36,12 +36,11 @@ if TYPE_CHECKING:
     from anchornet_ext.inference import TwoStageClassifier
 
 #: Pixels of a card; the page shows it at 3/4 of that, so that it is sharp on fine screens.
-CROP_SIDE = 250
-LOOK_SIDE = 170
+CROP_SIDE = 200
+LOOK_SIDE = 174
 GAP = 14
 MARGIN = 14
 TITLE_HEIGHT = 34
-FOOTER_HEIGHT = 24
 LOOKS_IN_A_ROW = 5
 SHEET_WIDTH = 2 * MARGIN + CROP_SIDE + LOOKS_IN_A_ROW * (LOOK_SIDE + GAP)
 RIGHT: Colour = (0, 121, 90)
@@ -247,10 +246,8 @@ def draw_card(item: GalleryItem) -> Image.Image:
     columns = min(item.exit_step, LOOKS_IN_A_ROW)
     rows = -(-item.exit_step // LOOKS_IN_A_ROW)
     row_height = TILE_HEADER_HEIGHT + LOOK_SIDE + TILE_FOOTER_HEIGHT
-    # An image that left at once has a narrow card, but its verdict must fit.
     width = 2 * MARGIN + CROP_SIDE + columns * (LOOK_SIDE + GAP)
-    body = max(rows * row_height, CROP_SIDE + FOOTER_HEIGHT)
-    canvas = Image.new("RGB", (width, TITLE_HEIGHT + body + MARGIN + 6), PAPER)
+    canvas = Image.new("RGB", (width, TITLE_HEIGHT + rows * row_height + MARGIN), PAPER)
     draw = ImageDraw.Draw(canvas)
     colour = RIGHT if item.correct else WRONG
     draw.rectangle((0, 0, 5, canvas.height), fill=colour)
@@ -278,9 +275,10 @@ def draw_card(item: GalleryItem) -> Image.Image:
         outline(marks, box, patch_colour(number))
     for number, box in enumerate(placed):
         tag(marks, (box[0] + 2, box[1] + 2), str(number + 2), patch_colour(number))
-    canvas.paste(shown, (MARGIN, top))
+    picture_top = top + TILE_HEADER_HEIGHT
     name = fitted(item.name, font(13), CROP_SIDE)
-    draw.text((MARGIN, top + CROP_SIDE + 12), name, FAINT_INK, font(13), anchor="lm")
+    draw.text((MARGIN, top + 17), name, FAINT_INK, font(13), anchor="lm")
+    canvas.paste(shown, (MARGIN, picture_top))
     for index, look in enumerate(item.looks):
         row, column = divmod(index, LOOKS_IN_A_ROW)
         corner = (

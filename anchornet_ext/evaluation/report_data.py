@@ -15,7 +15,8 @@ TWO_STAGE_EXPLANATION = (
     "The classifier first glances at the whole picture, shrunk to a small one. If it is sure "
     "enough of its answer, it stops there. Otherwise a small helper network (AnchorNet) points at "
     "the places of the picture that matter, and the classifier looks at one small patch after the "
-    "other, summing up what it has seen, until it is sure enough or has used all its looks."
+    "other, summing up what it has seen, until it is sure enough or has used all its looks. Each "
+    "look is a step."
 )
 EXITS_EXPLANATION = (
     "The classifier can answer after each of several steps. After each one it knows how confident "

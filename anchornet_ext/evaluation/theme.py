@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Inches; at `SCREEN_DPI` a figure is as wide as the page's column, so that text keeps its size.
-WIDTH = 9.0
+WIDTH = 9.6
 SCREEN_DPI = 100
 PNG_DPI = 200
 
@@ -26,8 +25,8 @@ class Theme:
         paper, ink, faint, grid: background, text, secondary text, lines of the grid.
         series: apart from each other also for the colour-blind (after Okabe and Ito), in the order
             in which they are handed out.
+        point: colour of operating points.
         plain: colour of networks to compare with.
-        right, wrong: of images.
     """
 
     name: str
@@ -36,9 +35,8 @@ class Theme:
     faint: str
     grid: str
     series: tuple[str, ...]
+    point: str
     plain: str
-    right: str
-    wrong: str
 
     def colour(self, index: int) -> str:
         """The colour of series `index`."""
@@ -51,10 +49,9 @@ LIGHT = Theme(
     ink="#1d2126",
     faint="#5c6670",
     grid="#dfe3e8",
-    series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9"),
+    series=("#0072b2", "#d55e00", "#009e73", "#8a6d00", "#56b4e9"),
+    point="#9b3f83",
     plain="#1d2126",
-    right="#00795a",
-    wrong="#c04f00",
 )
 DARK = Theme(
     name="dark",
@@ -62,10 +59,9 @@ DARK = Theme(
     ink="#e8eaed",
     faint="#a3acb6",
     grid="#363d45",
-    series=("#56b4e9", "#f0934a", "#2cc59b", "#e39cc5", "#e6c84a", "#9db7ff"),
+    series=("#56b4e9", "#f0934a", "#2cc59b", "#e6c84a", "#9db7ff"),
+    point="#e39cc5",
     plain="#e8eaed",
-    right="#2cc59b",
-    wrong="#f0934a",
 )
 MARKERS = ("o", "s", "D", "^", "v", "P")
 LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
@@ -111,19 +107,19 @@ def style_axes(axes: Axes, theme: Theme, *, grid: bool = True) -> None:
         axes.set_axisbelow(True)
 
 
-def style_legend(axes: Axes, theme: Theme, **options: Any) -> None:
-    """A legend in the theme's colours, if anything is labelled."""
-    handles: Sequence[Any]
-    handles, _ = axes.get_legend_handles_labels()
+def add_legend(figure: Figure, axes: Axes, theme: Theme) -> None:
+    """A legend of what is labelled in `axes`, if anything is, below all axes: it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(
+        longest = max(len(label) for label in labels)
+        figure.legend(
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=min(len(handles), 4 if longest < 24 else 3 if longest < 36 else 2),
             fontsize=10,
-            frameon=True,
-            facecolor=theme.paper,
-            edgecolor=theme.grid,
+            frameon=False,
             labelcolor=theme.ink,
-            framealpha=0.9,
-            **options,
         )
 
 
