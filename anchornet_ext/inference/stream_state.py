@@ -111,7 +111,7 @@ class StreamState:
                 self._localise(slots, size)
                 return None
             if work.kind is Pass.GLANCE:
-                logits = self._glance(rows, new, filled)
+                logits = self._glance(work.slots, rows, new, filled)
             else:
                 logits = self._focus(slots, steps)
         check_logits(self._classifier, logits, work.kind.value)
@@ -129,15 +129,42 @@ class StreamState:
             )
         )
 
-    def _glance(self, rows: Tensor, new: Sequence[Tensor], filled: int) -> Tensor:
-        images = self._on_device(new)  # (A, 3, H, W)
-        self._images.index_copy_(0, rows, images)
+    def _glance(
+        self, slots: Sequence[int], rows: Tensor, new: Sequence[Tensor], filled: int
+    ) -> Tensor:
         self._exits.clear(rows)
         self._anchor_label[rows] = -1
-        small = self._classifier.glance_input(images)  # (A, 3, g, g)
+        if self._device.type == "cpu":
+            small = self._take_in_one_by_one(slots, new)
+        else:
+            small = self._take_in_together(rows, new)
         if filled:
             small = torch.cat((small, small[-1:].expand(filled, -1, -1, -1)))
         return self._passes.glance(channels_last(small))
+
+    def _take_in_one_by_one(self, slots: Sequence[int], new: Sequence[Tensor]) -> Tensor:
+        """Stores the images; returns them resized, (A, 3, g, g).
+
+        A batch of them would be written to memory once more, which a small glance network notices.
+        """
+        small = []
+        for slot, image in zip(slots, new, strict=True):
+            row = self._images[slot : slot + 1]
+            row.copy_(self._normalise(image))
+            small.append(self._classifier.glance_input(row))
+        return torch.cat(small)
+
+    def _take_in_together(self, rows: Tensor, new: Sequence[Tensor]) -> Tensor:
+        """The same in few launches and, for images on the host, one transfer."""
+        dtypes = {image.dtype for image in new}
+        if len(dtypes) > 1 or any(image.device.type != "cpu" for image in new):
+            images = torch.stack(
+                [self._normalise(_to_device(image, self._device)) for image in new]
+            )
+        else:
+            images = self._normalise(_to_device(torch.stack(tuple(new)), self._device))
+        self._images.index_copy_(0, rows, images)
+        return self._classifier.glance_input(images)
 
     def _localise(self, slots: Tensor, size: int) -> None:
         places = self._passes.localise(channels_last(self._images.index_select(0, slots)))
@@ -156,16 +183,6 @@ class StreamState:
             memory_format=torch.channels_last,
         )  # (A or b, 3, K, K)
         return self._passes.focus(patches)
-
-    def _on_device(self, images: Sequence[Tensor]) -> Tensor:
-        """The images as the networks take them, (A, 3, H, W)."""
-        dtypes = {image.dtype for image in images}
-        if len(dtypes) > 1:
-            normalised = [self._normalise(_to_device(image, self._device)) for image in images]
-            return torch.stack(normalised)
-        if any(image.device.type != "cpu" for image in images):
-            images = [image.to(self._device) for image in images]
-        return self._normalise(_to_device(torch.stack(tuple(images)), self._device))
 
     def _normalise(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:
