@@ -24,10 +24,12 @@ if TYPE_CHECKING:
         load_released_classifier,
     )
     from .models.localise import Localisation, localise
+    from .policy.exit_policy import ExitPolicy
 
 # public name -> the module that it is imported from on first use
 _LAZY = {
     "AnchorNet": ".models",
+    "ExitPolicy": ".policy.exit_policy",
     "FoldedAnchorNet": ".models",
     "Localisation": ".models",
     "Preprocessing": ".data.transforms",
@@ -41,6 +43,7 @@ _LAZY = {
 
 __all__ = [
     "AnchorNet",
+    "ExitPolicy",
     "FoldedAnchorNet",
     "Localisation",
     "Preprocessing",

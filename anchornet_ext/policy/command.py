@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.seed < 0:
         raise ValueError(f"--seed must not be negative, got {args.seed}")
-    table = load_table(args.table, args.exits, args.cost)
+    table = load_table(args.table, args.exits, args.cost, grid=args.temperatures != "off")
     _require_costs(args, table)
     goal = Goal(
         budget=args.budget if args.latency is None else args.latency,
@@ -150,8 +150,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_table(path: Path, exits: int | None = None, cost: list[float] | None = None) -> ExitTable:
+def load_table(
+    path: Path,
+    exits: int | None = None,
+    cost: list[float] | None = None,
+    *,
+    grid: bool = True,
+) -> ExitTable:
     """An exit table of a file or a report's folder, cut to its first exits, with other costs.
+
+    Args:
+        path: the file or the folder.
+        exits: how many exits to keep.
+        cost: multiply-adds of each of them, instead of the table's.
+        grid: whether to read the temperature grid, most of a large table.
 
     Raises:
         FileNotFoundError: there is none.
@@ -161,7 +173,7 @@ def load_table(path: Path, exits: int | None = None, cost: list[float] | None = 
     if not file.is_file():
         what = f"{path} has no {TABLE}" if path.is_dir() else f"there is no file {path}"
         raise FileNotFoundError(f"{what}: an exit table is what `anchornet evaluate` writes")
-    table = ExitTable.load(file)
+    table = ExitTable.load(file, grid=grid)
     if exits is not None:
         if not 1 <= exits <= table.num_exits:
             raise ValueError(f"--exits {exits}: {file} has {table.num_exits} exits")
@@ -185,8 +197,9 @@ def _require_costs(args: argparse.Namespace, table: ExitTable) -> None:
             )
     elif table.milliseconds is None:
         raise ValueError(
-            f"{args.table} has no measured times, which --latency needs: let `anchornet evaluate` "
-            "measure them on this machine, or give a --budget of multiply-adds"
+            f"{args.table} has no measured times, which --latency needs: collect it on the machine "
+            "to run on with `anchornet evaluate`, which measures them unless told --no-latency; or "
+            "give a --budget of multiply-adds"
         )
 
 
@@ -262,7 +275,7 @@ def _report(
         "",
         f"thresholds    {', '.join(f'{value:.6g}' for value in policy.thresholds)}",
         f"temperatures  {_listed_temperatures(policy, recipe, table)}",
-        f"answer        {policy.answer}",
+        f"answer        {_told_answer(policy, recipe)}",
         "",
         row("", "accuracy", "cost of an image", ""),
         row(
@@ -296,6 +309,12 @@ def _report(
             f"{100 * wanted:.2f} % asked for; ask for a little more to make up for it."
         )
     return lines
+
+
+def _told_answer(policy: ExitPolicy, recipe: Recipe) -> str:
+    if recipe.answer == "auto" and policy.answer == "last":
+        return "last (the surest is no better on held-out images)"
+    return policy.answer
 
 
 def _listed_temperatures(policy: ExitPolicy, recipe: Recipe, table: ExitTable) -> str:

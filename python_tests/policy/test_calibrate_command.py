@@ -113,6 +113,7 @@ def test_rules_as_asked_for(table: Path, tmp_path: Path, run: Run) -> None:
     _, text, _ = run(*arguments, "--answer", "last", "--temperatures", "off")
     assert (ExitPolicy.load(out).answer, ExitPolicy.load(out).temperatures) == ("last", None)
     assert "temperatures  none\n" in text
+    assert "answer        last\n" in text
 
 
 def test_a_published_table_needs_its_costs(tmp_path: Path, run: Run) -> None:
@@ -250,7 +251,7 @@ def test_times_need_to_have_been_measured(tmp_path: Path, run: Run) -> None:
     synthetic_table(100).save(tmp_path / "t.npz")
     status, _, err = run(tmp_path / "t.npz", "--latency", "3ms")
     assert status == 2
-    assert "has no measured times, which --latency needs: let `anchornet evaluate`" in err
+    assert "has no measured times, which --latency needs: collect it on the machine" in err
 
 
 @pytest.mark.parametrize(
