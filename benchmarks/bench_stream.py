@@ -2,13 +2,12 @@
 
     python benchmarks/bench_stream.py [--model NAME | --backbone NAME] [--threads N] [--json FILE]
 
-Three things take turns: the stream over all images; `classify` on one batch after the other; and
-each of the three passes alone, on one whole batch (resize and glance; AnchorNet with selection; cut
-patches and focus). "ideal" is what the images' passes would take if every one of them ran whole and
-nothing else took time: images / batch * glance + those that stay / batch * localise + patches /
-batch * focus. "of ideal" is ideal / stream, and the goal is 0.95. "over step" is how many times
-faster than batch by batch. The mixes are made by thresholds between the images' own confidences, so
-that the wanted share leaves at each exit.
+Three things take turns: the stream over all images; `classify` on one batch after the other
+("step"); and the passes alone ("ideal"): as many whole batches of resize and glance, of AnchorNet
+with selection, and of cutting patches and focus as the images need together, and nothing else. "of
+ideal" is ideal / stream, and the goal is 0.95. "over step" is how many times faster the stream is
+than batch by batch. The mixes are made by thresholds between the images' own confidences, so that
+the wanted share leaves at each exit.
 
 With one thread of the CPU the clock is the time that the thread had a processor; with more, and on
 a GPU, it is the wall's.
@@ -19,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import sys
 from collections import Counter
 from typing import Any
@@ -28,7 +28,9 @@ import torch
 from torch import Tensor
 
 from anchornet_ext.inference import TwoStageClassifier
+from anchornet_ext.inference.early_exit import Classification
 from anchornet_ext.inference.passes import Passes, channels_last, compiled_passes, plain_passes
+from anchornet_ext.inference.stream import StreamResult
 from anchornet_ext.models import AnchorNet
 from anchornet_ext.models.backbones import build_backbone
 from anchornet_ext.ops import gather_patches
@@ -70,32 +72,50 @@ def thresholds_for(confidence: Tensor, shares: tuple[float, ...]) -> tuple[float
     return tuple(thresholds)
 
 
-def pass_contenders(
-    model: TwoStageClassifier, passes: Passes, images: Tensor, batch: int
-) -> dict[str, Any]:
-    """Each pass on a whole batch, as it is in the loop, without deciding anything."""
-    some = images[:batch]
-    # Scattered, as the slots of a batch are.
-    index = torch.randperm(len(images), device=images.device)[:batch]
-    room = torch.tensor([side - model.patch_size + 1 for side in images.shape[2:]])
-    corners = (torch.rand(batch, 2) * room).long().to(images.device)
+class Ideal:
+    """The passes that some images need, in whole batches, without deciding anything."""
 
-    def focus() -> object:
-        return passes.focus(
-            gather_patches(
-                images,
-                corners,
-                model.patch_size,
-                image_index=index,
-                memory_format=torch.channels_last,
-            )
+    def __init__(
+        self,
+        model: TwoStageClassifier,
+        passes: Passes,
+        images: Tensor,
+        batch: int,
+        looks: dict[str, int],
+    ) -> None:
+        self._model = model
+        self._passes = passes
+        self._images = images
+        # Scattered, as the slots of a batch are.
+        self._index = torch.randperm(len(images), device=images.device)[:batch]
+        room = torch.tensor([side - model.patch_size + 1 for side in images.shape[2:]])
+        self._corners = (torch.rand(batch, 2) * room).long().to(images.device)
+        self._sizes = [
+            (getattr(self, kind), min(batch, count - begin))
+            for kind, count in looks.items()
+            for begin in range(0, count, batch)
+        ]
+        random.Random(0).shuffle(self._sizes)
+
+    def __call__(self) -> None:
+        for run, size in self._sizes:
+            run(size)
+
+    def glance(self, size: int) -> object:
+        return self._passes.glance(channels_last(self._model.glance_input(self._images[:size])))
+
+    def localise(self, size: int) -> object:
+        return self._passes.localise(channels_last(self._images[self._index[:size]]))
+
+    def focus(self, size: int) -> object:
+        patches = gather_patches(
+            self._images,
+            self._corners[:size],
+            self._model.patch_size,
+            image_index=self._index[:size],
+            memory_format=torch.channels_last,
         )
-
-    return {
-        "glance": lambda: passes.glance(channels_last(model.glance_input(some))),
-        "localise": lambda: passes.localise(channels_last(images[index])),
-        "focus": focus,
-    }
+        return self._passes.focus(patches)
 
 
 def measure(
@@ -109,40 +129,40 @@ def measure(
     batch = arguments.batch
     thresholds = thresholds_for(confidence, MIXES[mix])
 
-    def stream() -> list[Any]:
+    def stream() -> list[StreamResult]:
         return list(model.stream(images, batch=batch, thresholds=thresholds, passes=passes))
 
-    def in_step() -> list[Any]:
+    def in_step() -> list[Classification]:
         return [model.classify(part, thresholds) for part in images.split(batch)]
 
-    contenders = {"stream": stream, "step": in_step}
-    contenders |= pass_contenders(model, passes, images, batch)
-    times = timing.interleaved_median(
-        contenders, arguments.repeats, warmup=1, sample=1e-9, device=arguments.device
-    )
-    exits = Counter(result.found.exit_step for result in stream())
+    exits = Counter(result.found.exit_step for result in stream() if result.found)
     looks = {
         "glance": len(images),
         "localise": len(images) - exits[1],
         "focus": sum((step - 1) * count for step, count in exits.items()),
     }
-    ideal = sum(times[kind].median * count / batch for kind, count in looks.items())
+    ideal = Ideal(model, passes, images, batch, looks)
+    times = timing.interleaved_median(
+        {"ideal": ideal, "stream": stream, "step": in_step},
+        arguments.repeats,
+        warmup=1,
+        before=lambda: None,  # one call is a sample
+        device=arguments.device,
+    )
     row = {
         "mix": mix,
         "left_at_exit": [exits[step] for step in range(1, model.num_exits + 1)],
+        "looks": looks,
         "milliseconds_per_image": {
-            "ideal": ideal / len(images) * 1e3,
-            **{name: times[name].median / len(images) * 1e3 for name in ("stream", "step")},
-        },
-        "milliseconds_per_pass": {kind: times[kind].median * 1e3 for kind in looks},
-        "quartiles_of_stream": [times["stream"].low, times["stream"].high],
-        "of_ideal": ideal / times["stream"].median,
+            name: [1e3 * seconds / len(images) for seconds in times[name]] for name in times
+        },  # median and quartiles
+        "of_ideal": times["ideal"].median / times["stream"].median,
         "over_step": times["step"].median / times["stream"].median,
     }
     per_image = row["milliseconds_per_image"]
     print(
-        f"{mix:<28} {per_image['ideal']:>8.2f} {per_image['stream']:>8.2f} "
-        f"{per_image['step']:>8.2f} {row['of_ideal']:>9.3f} {row['over_step']:>9.3f}",
+        f"{mix:<28} {per_image['ideal'][0]:>8.2f} {per_image['stream'][0]:>8.2f} "
+        f"{per_image['step'][0]:>8.2f} {row['of_ideal']:>9.3f} {row['over_step']:>9.3f}",
         flush=True,
     )
     return row
@@ -160,7 +180,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="torch threads; torch's choice unless given")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES))
     parser.add_argument("--compile", metavar="MODE", help="the stream's passes by torch.compile")
     parser.add_argument("--json", help="also write the rows to this file")
