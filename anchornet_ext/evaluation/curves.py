@@ -14,6 +14,7 @@ from anchornet_ext.policy.fitting import Method, pareto
 from anchornet_ext.policy.outcome import apply_thresholds
 
 from .intervals import Estimate, paired_difference, share
+from .units import plural
 
 Costs = Literal["macs", "milliseconds", "inputs"]
 COSTS: tuple[Costs, ...] = ("macs", "milliseconds", "inputs")
@@ -170,7 +171,9 @@ def why_no_curve(table: ExitTable, costs: Costs = "macs") -> str | None:
     if table.num_images < 2 * FEWEST_IMAGES:
         return (
             f"thresholds are fitted on one half of the images and measured on the other, and "
-            f"{table.num_images} images are too few for that (at least {2 * FEWEST_IMAGES})"
+            f"{plural(table.num_images, 'image')} "
+            f"{'is' if table.num_images == 1 else 'are'} too few for that (at least "
+            f"{2 * FEWEST_IMAGES})"
         )
     if costs == "macs" and table.cost is None:
         return "the table does not say how many multiply-adds the exits cost"

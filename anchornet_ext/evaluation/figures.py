@@ -25,7 +25,7 @@ from .theme import (
     plain_text,
     style_axes,
 )
-from .units import Scale, scale_of
+from .units import Scale, scale_of, three_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -235,7 +235,7 @@ def draw_expected_inputs(
         )  # fmt: skip
         small = figure.add_subplot(grid[0, column])
         small.bar(steps, 100 * curve.share[place], color=theme.colour(0), width=0.8)
-        small.set_ylim(0, min(100, tallest * 1.18))
+        small.set_ylim(0, tallest * 1.2)
         style_axes(small, theme, grid=False)
         small.set_title(f"{numeral}: {at[0]:.2f} steps, {at[1]:.1f} %")
         small.title.set_fontsize(10.5)
@@ -460,7 +460,7 @@ def _step_axis(
     names = [str(step) for step in steps]
     if cost is not None and num_exits <= 6:
         scale = scale_of(cost)
-        names = [f"{step}\n{cost[step - 1] / scale.factor:.3g}" for step in steps]
+        names = [f"{step}\n{three_digits(cost[step - 1] / scale.factor)}" for step in steps]
         label += f"\n(below: {scale.macs} per image)"
     axes.set_xticks(steps, names)
     axes.set_xlabel(label)
@@ -505,4 +505,9 @@ def _cost_label(costs: Costs, scale: Scale) -> str:
 def _scale_cost_axis(axes: Axes, costs: Costs) -> None:
     low, high = axes.dataLim.intervalx
     if costs != "inputs" and low > 0 and high / low > _LOGARITHMIC_FROM:
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())

@@ -73,7 +73,7 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
     one, two = np.asarray(first), np.asarray(second)
     if one.shape != two.shape or one.ndim == 0 or len(one) == 0:
         raise ValueError(
-            f"paired scores must have one shape (N, ...), got {one.shape}, {two.shape}"
+            f"paired scores must have one shape (N, ...), got {one.shape} and {two.shape}"
         )
     difference = two.astype(np.float64) - one.astype(np.float64)
     count = len(difference)

@@ -162,11 +162,11 @@ def figure(light: bytes, dark: bytes, size: tuple[int, int], words: str, caption
     """
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return (
-        f'<figure style="max-width:{size[0]}px"><picture>'
+        "<figure><picture>"
         '<source media="screen and (prefers-color-scheme: dark)" '
         f'srcset="{data_uri(dark, "image/png")}">'
         f'<img src="{data_uri(light, "image/png")}" width="{size[0]}" height="{size[1]}" '
-        f'alt="{escape(words)}"></picture>{below}</figure>'
+        f'style="max-width:{size[0]}px" alt="{escape(words)}"></picture>{below}</figure>'
     )
 
 

@@ -19,7 +19,7 @@ from .curves import AnytimeCurve, BudgetedCurve, Costs, anytime, why_no_curve
 from .gallery import Gallery, draw_card, draw_sheet
 from .intervals import share
 from .reliability import Reliability, reliability
-from .report_data import ReportData
+from .report_data import EXITS_EXPLANATION, PLAIN_EXPLANATION, ReportData
 from .theme import DARK, LIGHT, PNG_DPI, SCREEN_DPI, Theme, png, require_matplotlib
 from .units import macs, milliseconds, percent, plural, scale_of, three_digits, whole
 
@@ -161,22 +161,26 @@ def _title(data: ReportData) -> str:
 
 def _header(data: ReportData, exits: AnytimeCurve) -> str:
     count, last = exits.num_images, float(exits.top1.value[-1])
+    explanation = data.explanation
+    if explanation is None:
+        explanation = EXITS_EXPLANATION if exits.num_exits > 1 else PLAIN_EXPLANATION
     key = [
         (whole(count), "images" if count != 1 else "image"),
         (str(exits.num_exits), "exits" if exits.num_exits != 1 else "exit"),
     ]
     if exits.num_exits > 1:
         key.append((percent(float(exits.top1.value[0]), count), "right after the first step"))
-    key.append((percent(last, count), "right after all steps"))
+    several = exits.num_exits > 1
+    key.append((percent(last, count), "right after all steps" if several else "right"))
     if exits.top5 is not None:
-        key.append((percent(float(exits.top5.value[-1]), count), "among the first five then"))
+        key.append((percent(float(exits.top5.value[-1]), count), "among the first five"))
     if exits.macs is not None:
-        key.append((macs(float(exits.macs[-1])), "multiply-adds of all steps"))
+        key.append((macs(float(exits.macs[-1])), "for all steps" if several else "an image"))
     if data.failures:
         key.append((whole(len(data.failures)), "could not be read"))
     return (
         f"<header><h1>{escape(_title(data))}</h1>\n"
-        f"{page.paragraph(data.explanation)}\n{page.key_figures(key)}</header>"
+        f"{page.paragraph(explanation)}\n{page.key_figures(key)}</header>"
     )
 
 
@@ -268,8 +272,11 @@ def _points_table(data: ReportData, exits: AnytimeCurve) -> str:
     with_top5 = any(point.top5 is not None for point in data.points)
     full = None if exits.macs is None else float(exits.macs[-1])
     scale = scale_of([] if exits.macs is None else exits.macs)
-    header = ["operating point", "top-1", *(["top-5"] if with_top5 else []), f"mean {scale.macs}",
-              *(["ms an image"] if timed else []), "steps", "fitted on"]  # fmt: skip
+    header = ["operating point", "top-1"]
+    header += ["top-5"] if with_top5 else []
+    header += [] if full is None else [f"mean {scale.macs}"]
+    header += ["ms an image"] if timed else []
+    header += ["steps", "fitted on"]
     rows = []
     for letter, point in figures.lettered(data.points):
         policy = point.policy
@@ -290,8 +297,9 @@ def _points_table(data: ReportData, exits: AnytimeCurve) -> str:
         part = ""
         if full is not None and point.macs is not None:
             part = f"{100 * point.macs / full:.0f} % of all"
-        cost = "" if point.macs is None else three_digits(point.macs / scale.factor)
-        cells.append((cost, part))
+        if full is not None:
+            cost = "" if point.macs is None else three_digits(point.macs / scale.factor)
+            cells.append((cost, part))
         if timed:
             time = timed.get(point.name)
             cells.append("" if time is None else three_digits(time.milliseconds))
@@ -330,7 +338,7 @@ def _cost_section(data: ReportData, exits: AnytimeCurve, writer: _Writer) -> str
             said.extend(sentences.about_plain(one, exits, next(iter(curves), None))
                         for one in data.plain)  # fmt: skip
             why = why_no_curve(data.table, "macs")
-            if not curves and why is not None:
+            if not curves and why is not None and exits.num_exits > 1:
                 said.append(f"There is no curve: {why}.")
         said.extend(sentences.about_cross_fit(curve) for curve in curves[:1])
 
@@ -351,6 +359,8 @@ def _cost_section(data: ReportData, exits: AnytimeCurve, writer: _Writer) -> str
             page.bullets(said),
             writer.figure(name, draw, f"{caption} {' '.join(said)}", caption),
         ]
+    if not parts and exits.num_exits == 1:
+        return ""
     if not parts:
         why = why_no_curve(data.table, "macs") or "no curve was computed"
         parts = [page.paragraph(f"Not drawn: {why}.")]
@@ -446,13 +456,14 @@ def _reliability_section(data: ReportData, writer: _Writer) -> str:
         "the dashed diagonal confidences are exact, below it the system is too sure. Grey: how "
         "many images have that confidence."
     )
+    leaving = (
+        "Whether an image leaves is decided by its confidence. Thresholds are fitted, so they "
+        "make up for confidences that are wrong by the same amount for all images; but a "
+        "number such as 0.9 means 90 % only where the line lies on the diagonal."
+    )
     return page.section(
         "Can the confidence be trusted?",
-        page.paragraph(
-            "Whether an image leaves is decided by its confidence. Thresholds are fitted, so they "
-            "make up for confidences that are wrong by the same amount for all images; but a "
-            "number such as 0.9 means 90 % only where the line lies on the diagonal."
-        ),
+        page.paragraph(leaving) if len(exits) > 1 else "",
         page.bullets(said),
         writer.figure(
             "reliability",

@@ -22,6 +22,7 @@ EXITS_EXPLANATION = (
     "The classifier can answer after each of several steps. After each one it knows how confident "
     "it is; if that is enough, the image leaves with the answer, and the later steps are saved."
 )
+PLAIN_EXPLANATION = "The network looks at the whole image once and answers."
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ class ReportData:
         latency: measured wall-clock times.
         gallery: pictures of what was looked at (`gallery.make_gallery`).
         failures: one line for each image that could not be read.
-        explanation: what kind of system it is, for a reader who does not know it.
+        explanation: what kind of system it is, for a reader who does not know it; None says what
+            the number of exits tells.
         facts: how it was measured: command, versions, machine, options. Shown as a table.
         notes: further sentences for the reader, such as why something is missing.
     """
@@ -127,6 +129,6 @@ class ReportData:
     latency: Latency | None = None
     gallery: Gallery | None = None
     failures: Sequence[str] = ()
-    explanation: str = EXITS_EXPLANATION
+    explanation: str | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()

@@ -57,17 +57,26 @@ def about_saving(exits: AnytimeCurve, curve: BudgetedCurve) -> str:
     """At what mean cost the accuracy of all steps is reached when sure images leave early."""
     wanted = float(exits.top1.value[-1])
     count = exits.num_images
+    full = _full_cost(exits, curve)
+    if float(exits.top1.value[0]) >= wanted:
+        first = in_unit(float(curve.budget[0]), curve)
+        best = int(np.argmax(curve.accuracy.value))
+        return (
+            f"The first step alone is as accurate as all {exits.num_exits}, for {first} an image "
+            f"instead of {in_unit(full, curve)}. The best that fitted thresholds reach is "
+            f"{percent(float(curve.accuracy.value[best]), count)} at "
+            f"{in_unit(float(curve.cost[best]), curve)}."
+        )
     reached = cost_to_reach(curve, wanted)
     if reached is None:
         best = int(np.argmax(curve.accuracy.value))
+        cost = float(curve.cost[best])
         return (
-            f"Letting images leave early costs accuracy here: the best held-out result of the "
-            f"fitted thresholds is {percent(float(curve.accuracy.value[best]), count)}, at "
-            f"{in_unit(float(curve.cost[best]), curve)} an image, "
-            f"{points(wanted - float(curve.accuracy.value[best]))} below the accuracy of all "
-            "steps."
+            f"On images that they were not fitted on, thresholds do not reach that accuracy: the "
+            f"best is {percent(float(curve.accuracy.value[best]), count)}, "
+            f"{points(wanted - float(curve.accuracy.value[best]))} less, at {in_unit(cost, curve)} "
+            f"an image, {100 * cost / full:.0f} % of the cost of all steps."
         )
-    full = _full_cost(exits, curve)
     if reached >= 0.995 * full:
         return (
             f"Letting images leave early saves nothing at that accuracy: it takes "
@@ -131,7 +140,7 @@ def about_methods(curves: Sequence[BudgetedCurve]) -> list[str]:
         gain = compare(other, first)
         names = _METHODS[first.method], _METHODS[other.method]
         value, low, high = (100 * float(end) for end in (gain.value, gain.low, gain.high))
-        interval = f"95 % interval {low:+.2f} to {high:+.2f}"
+        interval = f"95 % interval {signed(low)} to {signed(high)}"
         if low > 0:
             verdict = f"{names[0]} are right more often than {names[1]}"
         elif high < 0:
@@ -139,7 +148,7 @@ def about_methods(curves: Sequence[BudgetedCurve]) -> list[str]:
         else:
             verdict = f"{names[0]} and {names[1]} do not differ by more than chance"
         said.append(
-            f"Averaged over all budgets, {verdict}: {value:+.2f} points ({interval}, "
+            f"Averaged over all budgets, {verdict}: {signed(value)} points ({interval}, "
             "compared image by image)."
         )
     return said
@@ -198,7 +207,7 @@ def about_anytime(exits: AnytimeCurve) -> list[str]:
     helped, hurt, unclear = [], [], []
     for step in range(exits.num_exits - 1):
         part = gain[step]
-        words = f"step {step + 2} ({100 * float(part.value):+.2f} points)"
+        words = f"step {step + 2} ({signed(100 * float(part.value))} points)"
         if float(part.low) > 0:
             helped.append(words)
         elif float(part.high) < 0:
@@ -324,6 +333,12 @@ def in_unit(cost: float, curve: BudgetedCurve) -> str:
     if curve.costs == "milliseconds":
         return milliseconds(cost)
     return f"{three_digits(cost)} steps"
+
+
+def signed(value: float) -> str:
+    """Two decimals with the sign, and no sign of what is rounded to 0."""
+    text = f"{value:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text
 
 
 def joined(words: Sequence[str]) -> str:
