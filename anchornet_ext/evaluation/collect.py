@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from anchornet_ext.training.run_log import RunLog
 
 from .exit_values import TEMPERATURES, Values, exit_values
 from .listing import Listing
-from .parts import Parts
+from .parts import FAILURES, Parts
 from .systems import ExitSystem
 
 #: A part of this many images is lost at most when a run is killed; of fewer images there are at
@@ -75,21 +74,19 @@ def plan_parts(system: ExitSystem, listing: Listing, out: Path, options: Collect
     return Parts(out, listing, system.num_exits, size, identity, grid)
 
 
-def collect(
+def compute_parts(
     system: ExitSystem,
     listing: Listing,
     parts: Parts,
     world: World,
     log: RunLog,
     options: CollectOptions,
-    metadata: Mapping[str, Any] | None = None,
-    milliseconds: NDArray[np.float64] | None = None,
-) -> bool:
-    """Computes the parts that are missing, shared among the processes, and merges the table.
+) -> None:
+    """Computes the parts that are missing, shared among the processes.
 
-    An image that cannot be read, or for which the networks give no number, is left out and listed
-    in failures.csv. The first process merges when all parts are there, whoever wrote them; the
-    others return before.
+    An image that cannot be read, or for which the networks give no number, is left out of its part
+    and named there. The first process returns when all parts are there, whoever wrote them; the
+    others when they have written theirs.
 
     Args:
         system: on `world.device`.
@@ -98,36 +95,45 @@ def collect(
         world: this process's share.
         log: for progress and failures.
         options: see there.
-        metadata: added to the table's.
-        milliseconds: (T,) for the table, where they have been measured.
-
-    Returns:
-        Whether the table was merged by this process.
-
-    Raises:
-        ValueError: no image could be read.
     """
     if parts.finished():
-        return False
+        return
     mine = parts.missing()[world.rank :: world.size]
     world.barrier()  # nobody writes before everybody has seen what is missing
     _compute(system, listing, parts, mine, world, log, options)
-    if not world.is_main:
-        return False
-    _wait_for_all(parts, log)
+    if world.is_main:
+        _wait_for_all(parts, log)
+
+
+def merge_table(
+    system: ExitSystem,
+    listing: Listing,
+    parts: Parts,
+    log: RunLog,
+    milliseconds: NDArray[np.float64] | None = None,
+) -> None:
+    """Makes the exit table and the list of failures out of the parts, and removes those.
+
+    Args:
+        system, listing, parts, log: as for `compute_parts`.
+        milliseconds: (T,) for the table, where they have been measured.
+
+    Raises:
+        ValueError: no image could be read, or a part is damaged.
+    """
     more = {} if milliseconds is None else {"milliseconds": np.asarray(milliseconds, np.float64)}
     about = {
         "system": system.name,
         "checksum": system.checksum,
         "data": listing.folder.name,
         "class_names": list(listing.class_names),
+        "preprocessing": system.preprocessing.to_dict(),
         **system.about,
-        **(metadata or {}),
     }
-    kept, failed = parts.merge(np.array(system.macs_per_exit(), np.float64), about, **more)
-    left_out = f"; {failed} could not be evaluated, see failures.csv" if failed else ""
+    cost = np.array(system.macs_per_exit(), np.float64)
+    kept, failed = parts.merge(cost, about, **more)
+    left_out = f"; {failed} could not be evaluated, see {FAILURES}" if failed else ""
     log.line(f"{kept} images in the exit table{left_out}")
-    return True
 
 
 class _PartBatches(Sampler[list[int]]):

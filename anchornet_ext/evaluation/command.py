@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from anchornet_ext.data.transforms import Preprocessing
+from anchornet_ext.policy import quantities
+from anchornet_ext.policy.exit_policy import ExitPolicy
 from anchornet_ext.policy.exit_table import ExitTable
 from anchornet_ext.training.distributed import World, join_world
 from anchornet_ext.training.run_log import RunLog
 
-from .collect import CollectOptions, collect, plan_parts
+from .assemble import OWN_POLICY, assemble, gallery_of, load_plain
+from .collect import CollectOptions, compute_parts, merge_table, plan_parts
+from .latency import LatencyReport, PassTimes, measure_passes
 from .listing import Listing, folder_classes, list_images
-from .parts import FAILURES, TABLE
-from .summary import write_summary
+from .operating import require_fits
+from .parts import TABLE, read_failures
+from .report import PAGE, write_report
+from .report_data import ReportData
+from .summary import SUMMARY, said_at_the_end, write_summary
 from .systems import ExitSystem, PlainNetwork, TwoStageSystem
+from .theme import require_matplotlib
+from .wall_clock import plain_milliseconds, rebuild_plain, time_runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +79,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--limit", type=_positive, metavar="N", help="only N photos, spread over the classes"
+    )
+
+    report = parser.add_argument_group("report")
+    report.add_argument(
+        "--operating-points",
+        type=_budgets,
+        metavar="A,B,...",
+        help="mean multiply-adds to fit thresholds for, 150M or 1.2G each (default: three between "
+        "the first and the last exit)",
+    )
+    report.add_argument(
+        "--policy",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="measure this policy of `anchornet calibrate` as well; can be given again",
+    )
+    report.add_argument(
+        "--plain",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="TABLE|REPORT",
+        help="a network to compare with: its exit table, or the folder of its report, as "
+        "--backbone writes it; can be given again, and the first is timed",
+    )
+    report.add_argument(
+        "--no-report",
+        action="store_true",
+        help="write the tables and no page with figures, for which matplotlib is needed",
+    )
+    report.add_argument(
+        "--no-latency", action="store_true", help="do not measure times on this machine"
+    )
+    report.add_argument(
+        "--latency-images",
+        type=_positive,
+        metavar="N",
+        help="photos to time real early exit on (default: what takes about a minute and a half, "
+        "at most 256)",
     )
 
     run = parser.add_argument_group("run")
@@ -134,11 +186,12 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     with join_world(args.device) as world:
         system, listing = _open(args, world)
+        wanted = _wanted(args, system)
         log = RunLog(args.out, enabled=world.is_main, interval=args.log_interval)
         try:
-            _collect(args, system, listing, world, log, options)
+            times = _collect(args, system, listing, world, log, options)
             if world.is_main:
-                _report(args, log)
+                _report(args, system, listing, world, log, wanted, times)
         except Exception as error:
             log.line(f"stopped: {error}")
             raise
@@ -161,6 +214,8 @@ def _check(args: argparse.Namespace) -> None:
                 raise ValueError(f"{flag} goes with --backbone: a model knows its own")
     elif args.weights is None and not args.pretrained:
         raise ValueError("--backbone needs --weights FILE or --pretrained")
+    if not args.no_report:
+        require_matplotlib()  # before hours are spent
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {str(args.out)!r} is not a folder")
 
@@ -207,6 +262,39 @@ def _class_names(args: argparse.Namespace) -> list[str]:
     return names
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What the report is to show, read and checked before any work."""
+
+    policies: Mapping[str, ExitPolicy]
+    plain: Mapping[str, ExitTable]
+
+
+def _wanted(args: argparse.Namespace, system: ExitSystem) -> _Wanted:
+    macs = system.macs_per_exit()
+    if system.num_exits == 1 and (args.policy or args.operating_points):
+        raise ValueError("--policy and --operating-points are for systems of several exits")
+    for budget in args.operating_points or ():
+        if budget < macs[0]:
+            raise ValueError(
+                f"--operating-points: a budget of {budget:g} multiply-adds is below the "
+                f"{macs[0]:g} of the first exit"
+            )
+    has_grid = system.temperature_scales and not args.no_temperatures
+    policies: dict[str, ExitPolicy] = {}
+    for path in args.policy:
+        policy = ExitPolicy.load(path)
+        require_fits(policy, f"--policy {path}", system.num_exits, has_grid)
+        if path.stem in policies:
+            raise ValueError(f"--policy: two files are called {path.stem!r}")
+        policies[path.stem] = policy
+    own = system.classifier.policy if isinstance(system, TwoStageSystem) else None
+    if own is not None:
+        require_fits(own, "the model's own policy", system.num_exits, has_grid)
+        policies[OWN_POLICY] = own
+    return _Wanted(policies, {str(path): load_plain(path) for path in args.plain})
+
+
 def _collect(
     args: argparse.Namespace,
     system: ExitSystem,
@@ -214,36 +302,116 @@ def _collect(
     world: World,
     log: RunLog,
     options: CollectOptions,
-) -> None:
+) -> PassTimes | None:
+    """Writes the exit table, and gives the times of the passes where they were measured."""
     parts = plan_parts(system, listing, args.out, options)
     if world.is_main:
         args.out.mkdir(parents=True, exist_ok=True)
         parts.begin(resume=options.resume, overwrite=options.overwrite)
     world.barrier()  # nobody looks at the parts before they are made ready
     parts.require_same()
-    missing = 0 if parts.finished() else len(parts.missing())
+    finished = parts.finished()
+    missing = 0 if finished else len(parts.missing())
     log.line(
         f"{system.name}, {system.num_exits} exit{'s' if system.num_exits > 1 else ''}; "
         f"{len(listing)} photos of {listing.folder}; {missing} of {len(parts)} parts to do"
     )
-    collect(system, listing, parts, world, log, options)
+    compute_parts(system, listing, parts, world, log, options)
+    if not world.is_main:
+        return None
+    passes, milliseconds = None, None
+    if not args.no_latency:
+        log.line("timing the passes")
+        if isinstance(system, TwoStageSystem):
+            passes = measure_passes(system.classifier, batch_size=args.batch_size)
+            milliseconds = passes.milliseconds_per_exit
+        elif isinstance(system, PlainNetwork):
+            milliseconds = plain_milliseconds(system, args.batch_size)
+    if not finished:
+        merge_table(system, listing, parts, log, milliseconds)
+    elif milliseconds is not None:
+        # The table of an earlier run, which may have other times, or none.
+        table = ExitTable.load(args.out / TABLE)
+        replace(table, milliseconds=milliseconds).save(args.out / TABLE)
+    return passes
 
 
-def _report(args: argparse.Namespace, log: RunLog) -> None:
-    table = ExitTable.load(args.out / TABLE, grid=False)
-    write_summary(args.out, table, {})
-    if table.metadata["failures"]:
-        log.line(f"{table.metadata['failures']} photos left out, see {args.out / FAILURES}")
-    for exit_number, right in enumerate(table.correct.mean(axis=0), start=1):
-        cost = table.costs()[exit_number - 1]
-        log.line(f"exit {exit_number}: top-1 {100 * right:.2f} % at {cost / 1e6:.1f} MMACs")
-    log.line(f"written to {args.out}")
+def _report(
+    args: argparse.Namespace,
+    system: ExitSystem,
+    listing: Listing,
+    world: World,
+    log: RunLog,
+    wanted: _Wanted,
+    passes: PassTimes | None,
+) -> None:
+    scaled = any(policy.temperatures is not None for policy in wanted.policies.values())
+    table = ExitTable.load(args.out / TABLE, grid=scaled)
+    data = assemble(
+        table,
+        system,
+        listing.folder,
+        log,
+        budgets=args.operating_points,
+        policies=wanted.policies,
+        plain=wanted.plain,
+        failures=read_failures(args.out),
+    )
+    if passes is not None and isinstance(system, TwoStageSystem):
+        log.line("timing real early exit")
+        data = _timed(args, system, listing, world, table, data, wanted)
+        LatencyReport(passes, data.latency).save(args.out / "latency.json")
+    write_summary(args.out, data)
+    if not args.no_report:
+        gallery, notes = gallery_of(table, data.points, system, listing.folder)
+        data = replace(data, gallery=gallery, notes=[*data.notes, *notes])
+        write_report(args.out, data)
+    for line in said_at_the_end(data):
+        log.line(line)
+    log.line(f"{'' if args.no_report else f'{PAGE}, '}{TABLE} and {SUMMARY} are in {args.out}")
+
+
+def _timed(
+    args: argparse.Namespace,
+    system: TwoStageSystem,
+    listing: Listing,
+    world: World,
+    table: ExitTable,
+    data: ReportData,
+    wanted: _Wanted,
+) -> ReportData:
+    """The report with the measured times of real early exit."""
+    notes, plain = list(data.notes), None
+    if wanted.plain:
+        found = rebuild_plain(next(iter(wanted.plain.values())), world.device)
+        if isinstance(found, str):
+            notes.append(found)
+        else:
+            plain = found
+    latency = time_runs(
+        system,
+        table,
+        listing.folder,
+        {point.name: point.policy for point in data.points},
+        plain,
+        args.batch_size,
+        world.device,
+        args.latency_images,
+    )
+    return replace(data, latency=latency, notes=notes)
 
 
 def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _budgets(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(quantities.macs(word) for word in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:

@@ -256,6 +256,12 @@ class Parts:
         return text.getvalue()
 
 
+def read_failures(out: Path) -> list[str]:
+    """Why each image was left out of a finished evaluation; the reasons name the images."""
+    with open(out / FAILURES, encoding="utf-8", errors=_SURROGATES, newline="") as file:
+        return [row["reason"] for row in csv.DictReader(file)]
+
+
 _GRID = ("scaled_confidence", "scaled_nll")
 #: A file name of bytes that are no text goes into the list as these bytes.
 _SURROGATES = "surrogateescape"

@@ -33,7 +33,7 @@ from anchornet_ext.models import build_backbone
 from anchornet_ext.policy.exit_table import ExitTable
 from anchornet_ext.policy.outcome import apply_thresholds
 
-QUICK = ("--workers", 0, "--threads", 1, "--batch-size", 4)
+QUICK = ("--workers", 0, "--threads", 1, "--batch-size", 4, "--no-latency", "--no-report")
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,9 @@ def test_unreadable_photos_are_left_out(
 def test_nothing_readable_is_an_error(model: Path, tmp_path: Path, evaluate: Evaluate) -> None:
     (tmp_path / "photos" / "ant").mkdir(parents=True)
     (tmp_path / "photos" / "ant" / "a.png").touch()
-    done = evaluate("--model", model, "--data", tmp_path / "photos", "--out", tmp_path / "out")
+    done = evaluate(
+        "--model", model, "--data", tmp_path / "photos", "--out", tmp_path / "out", *QUICK
+    )
     assert done.returncode == 2
     assert "none of the 1 images could be read" in done.stderr
     assert "a.png is empty" in (tmp_path / "out" / "failures.csv").read_text()
@@ -345,7 +347,17 @@ def test_a_class_name_that_the_model_has_twice(
 def test_a_model_without_class_names(photos: Path, tmp_path: Path, evaluate: Evaluate) -> None:
     model, names = tmp_path / "model", tmp_path / "names.txt"
     save_model(model, class_names=None)
-    arguments = ("--model", model, "--data", photos, "--out", tmp_path / "out", "--limit", 3)
+    arguments = (
+        "--model",
+        model,
+        "--data",
+        photos,
+        "--out",
+        tmp_path / "out",
+        "--limit",
+        3,
+        *QUICK,
+    )
     done = evaluate(*arguments)
     assert done.returncode == 2
     assert "the model has 4 classes without names, and" in done.stderr

@@ -1,0 +1,125 @@
+"""The operating points of a report: thresholds at a few budgets, and policies that were given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from anchornet_ext.policy.calibration import Goal, Recipe, fit_policy, policy_outcome
+from anchornet_ext.policy.exit_policy import ExitPolicy
+from anchornet_ext.policy.exit_table import ExitTable
+
+from .curves import FEWEST_IMAGES, MOST_FITTED, OperatingPoint, operating_point, why_no_curve
+from .exit_values import TEMPERATURES
+from .intervals import share
+from .units import macs as macs_in_words
+
+#: Where budgets lie that nobody has chosen, between the costs of the first and the last exit.
+_SHARES = (0.1, 0.25, 0.5)
+#: On small tables it matters which half an image falls into.
+_SPLIT_IMAGES = 20_000
+_MOST_SPLITS = 10
+
+
+def default_budgets(macs_per_exit: Sequence[float]) -> tuple[float, ...]:
+    """A few mean costs, of the cheaper half: there early exit gains the most."""
+    first, last = macs_per_exit[0], macs_per_exit[-1]
+    return tuple(first + part * (last - first) for part in _SHARES)
+
+
+def decides_as(one: ExitPolicy, other: ExitPolicy) -> bool:
+    """Whether two policies are the same, wherever they come from."""
+    return replace(one, about={}) == replace(other, about={})
+
+
+def why_no_points(table: ExitTable) -> str | None:
+    """Why `fitted_point` cannot be applied to a table; None if it can."""
+    # The rule for the answer is chosen on halves of a half.
+    if table.num_images < 4 * FEWEST_IMAGES:
+        return (
+            f"{table.num_images} images are too few to fit operating points on a half of them "
+            f"(at least {4 * FEWEST_IMAGES})"
+        )
+    return why_no_curve(table)
+
+
+def fitted_point(table: ExitTable, budget: float, seed: int = 0) -> OperatingPoint:
+    """What `anchornet calibrate --budget` makes of a budget, measured on images it has not seen.
+
+    The policy is fitted on all images: it is the one to use. Accuracy, cost and exits are those of
+    policies that the same recipe makes of a random half of the images, on the other half, both
+    ways; small tables are split repeatedly. Both rules for the answer are tried; temperatures are
+    not.
+
+    Args:
+        table: with costs.
+        budget: mean multiply-adds of an image, at least those of the first exit.
+        seed: of the halves.
+
+    Raises:
+        ValueError: the table has too few images or exits, or the budget is too low.
+    """
+    assert table.cost is not None
+    recipe = Recipe(Goal(budget=budget), temperatures="off", seed=seed)
+    policy = fit_policy(table, recipe)
+    count, half = table.num_images, table.num_images // 2
+    splits = min(_MOST_SPLITS, max(1, _SPLIT_IMAGES // count))
+    generator = np.random.default_rng(seed)
+    right = top5 = 0.0
+    left = np.zeros(table.num_exits)
+    for _ in range(splits):
+        order = generator.permutation(count)
+        for fitted, measured in ((order[:half], order[half:]), (order[half:], order[:half])):
+            found = fit_policy(table.subset(fitted[:MOST_FITTED]), recipe)
+            seen = policy_outcome(table.subset(measured), found)
+            right += seen.accuracy * len(measured) / splits
+            top5 += (seen.top5 or 0.0) * len(measured) / splits
+            left += seen.share * len(measured) / splits
+    return OperatingPoint(
+        name=f"budget {macs_in_words(budget)}",
+        policy=policy,
+        accuracy=share(right, count),
+        top5=None if table.top5 is None else top5 / count,
+        macs=float(left / count @ table.cost),
+        share=tuple((left / count).tolist()),
+        held_out=True,
+    )
+
+
+def given_points(table: ExitTable, policies: Mapping[str, ExitPolicy]) -> list[OperatingPoint]:
+    """What given policies do on the whole table.
+
+    A policy that says it was fitted on images of this name and system is marked so: its accuracy
+    here flatters.
+    """
+    return [
+        operating_point(table, name, policy, held_out=_is_other_data(policy, table))
+        for name, policy in policies.items()
+    ]
+
+
+def require_fits(policy: ExitPolicy, name: str, num_exits: int, has_grid: bool) -> None:
+    """Raises ValueError where a policy cannot be applied to the table that will be collected."""
+    try:
+        policy.require_exits(num_exits)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    for value in policy.temperatures or ():
+        if not has_grid:
+            raise ValueError(f"{name} has temperatures, and the table would be without them")
+        if not np.isclose(TEMPERATURES, value, rtol=1e-6, atol=0).any():
+            raise ValueError(
+                f"{name} has the temperature {value}, which is not on the table's grid: "
+                f"{', '.join(f'{known:.4g}' for known in TEMPERATURES)}"
+            )
+
+
+def _is_other_data(policy: ExitPolicy, table: ExitTable) -> bool | None:
+    """Whether the policy was fitted on other images; None where it does not say."""
+    keys = ("system", "data", "images")
+    if any(key not in policy.about for key in keys):
+        return None
+    here = (table.metadata.get("system"), table.metadata.get("data"), table.num_images)
+    return None if tuple(policy.about[key] for key in keys) != here else False
