@@ -141,7 +141,7 @@ def test_names_with_formula_signs_are_drawn_as_they_are() -> None:
 
 def test_letters_go_with_the_number_of_steps() -> None:
     table = graded_table(100, 3)
-    points = [operating_point(table, str(at), ExitPolicy((limit, limit))) for limit in (0.9, 0.1)]
+    points = [operating_point(table, str(at), ExitPolicy((at, at))) for at in (0.9, 0.1)]
     assert [(letter, point.name) for letter, point in figures.lettered(points)] == [
         ("A", "0.1"), ("B", "0.9"),
     ]  # fmt: skip
