@@ -18,7 +18,7 @@ from PIL import Image
 from anchornet_ext import cli
 from anchornet_ext.data.photos import read_photo
 from anchornet_ext.inference import TwoStageClassifier, command
-from anchornet_ext.inference.prediction import predict_batch
+from anchornet_ext.inference.prediction import prediction_of
 from anchornet_ext.models import AnchorNet, build_backbone
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
@@ -300,7 +300,8 @@ def test_the_predicted_class_is_first_also_among_equal_probabilities(model: Path
             layer.weight.zero_()
             layer.bias.copy_(torch.tensor([0.0, 1e-9, 0.0]))
     crops = [torch.zeros(3, 224, 224, dtype=torch.uint8)]
-    (prediction,) = predict_batch(loaded, crops, top=3)
+    (result,) = loaded.stream(crops)
+    prediction = prediction_of(loaded, crops[0], result.found, top=3)
     assert [one.label for one in prediction.top] == ["dog", "cat", "ibis"]
     assert prediction.looks[-1].label == "dog"
 

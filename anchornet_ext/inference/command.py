@@ -7,6 +7,7 @@ import glob
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +23,7 @@ from anchornet_ext.data.transforms import to_uint8_tensor
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
 from .overlay import draw_overlay
-from .prediction import Prediction, explain, predict_batch
+from .prediction import Prediction, explain, prediction_of
 from .report import JsonReport, Report, TableReport
 from .two_stage import TwoStageClassifier
 
@@ -75,6 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=32,
         metavar="N",
         help="photos classified together (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=2,
+        metavar="N",
+        help="threads that read photos (default: %(default)s)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object a line instead of a table"
@@ -135,32 +143,35 @@ def run(args: argparse.Namespace) -> int:
     report: Report = JsonReport() if args.json else TableReport(paths, model)
     overlays = OverlayNames(args.overlay) if args.overlay is not None else None
     failures = len(problems)
+    results = model.stream(
+        paths,
+        load=lambda path: _crop_and_photo(path, model, keep_picture=overlays is not None),
+        workers=args.workers,
+        thresholds=thresholds,
+        exit_at=args.exit,
+        policy=policy,
+        **_sizes(args.batch, pictures=overlays is not None),
+    )
     try:
-        photos_and_problems = read_photos(paths, model, keep_picture=overlays is not None)
-        for batch in _batches(photos_and_problems, args.batch):
-            photos = [item for item in batch if isinstance(item, Photo)]
-            predictions = iter(
-                predict_batch(
+        with closing(results):
+            for result in results:
+                if result.found is None:
+                    failures += 1
+                    _complain(str(result.error))
+                    continue
+                photo: Photo = result.key
+                prediction = prediction_of(
                     model,
-                    [photo.crop for photo in photos],
-                    thresholds=thresholds,
-                    exit_at=args.exit,
-                    policy=policy,
+                    photo.crop,
+                    result.found,
                     top=args.top,
                     extra_map=overlays is not None and not args.no_extra_map,
                 )
-            )
-            for item in batch:
-                if isinstance(item, str):
-                    failures += 1
-                    _complain(item)
-                    continue
-                prediction = next(predictions)
                 written = None
                 if overlays is not None:
-                    written = overlays.unique(item.path)
-                    _write_overlay(written, item, prediction, model)
-                report.add(str(item.path), item.geometry, prediction, written)
+                    written = overlays.unique(photo.path)
+                    _write_overlay(written, photo, prediction, model)
+                report.add(str(photo.path), photo.geometry, prediction, written)
         report.finish(failures)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` say, has seen enough
@@ -223,19 +234,48 @@ def read_photos(
     """Each photo, or what is wrong with it, in the order of the paths and only as they are used."""
     for path in paths:
         try:
-            image = read_photo(path)
+            yield load_photo(path, model, keep_picture)
         except (ValueError, OSError) as error:
             yield str(error)
-            continue
-        try:
-            crop = model.preprocessing.crop(to_uint8_tensor(image)).contiguous()
-        except ValueError as error:  # far too elongated
-            yield f"{path}: {error}"
-            continue
-        geometry = model.preprocessing.geometry(image.height, image.width)
-        if keep_picture:
-            image.thumbnail(OVERLAY_PHOTO_LIMIT, reducing_gap=3.0)
-        yield Photo(path, geometry, crop, image if keep_picture else None)
+
+
+def load_photo(path: Path, model: TwoStageClassifier, keep_picture: bool = False) -> Photo:
+    """Reads a photo and cuts out what the network sees.
+
+    Raises:
+        ValueError, OSError: what `data.photos.read_photo` raises, or the photo is far too
+            elongated. The message names the file.
+    """
+    image = read_photo(path)
+    try:
+        crop = model.preprocessing.crop(to_uint8_tensor(image)).contiguous()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    geometry = model.preprocessing.geometry(image.height, image.width)
+    if keep_picture:
+        image.thumbnail(OVERLAY_PHOTO_LIMIT, reducing_gap=3.0)
+    return Photo(path, geometry, crop, image if keep_picture else None)
+
+
+def _crop_and_photo(
+    path: Path, model: TwoStageClassifier, keep_picture: bool
+) -> tuple[Tensor, Photo]:
+    try:
+        photo = load_photo(path, model, keep_picture)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # of any other, nobody could tell which photo it was
+        raise ValueError(f"{path}: {error!r}") from error
+    return photo.crop, photo
+
+
+def _sizes(batch: int, pictures: bool) -> dict[str, int]:
+    """How many photos are classified, and kept, together."""
+    if not pictures:
+        return {"batch": batch, "patience": 8 * batch}
+    # Whole pictures need memory: as many as a batch has. Drawing takes longer than all else.
+    part = max(1, batch // 4)
+    return {"batch": part, "slots": part, "patience": part}
 
 
 class OverlayNames:
@@ -266,18 +306,6 @@ def _write_overlay(
     buffer = BytesIO()
     picture.save(buffer, format="PNG")
     write_whole(path, buffer.getvalue())
-
-
-def _batches(items: Iterable[Photo | str], size: int) -> Iterator[list[Photo | str]]:
-    """Groups of `size`: no more of the photos than that are in memory."""
-    batch: list[Photo | str] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _glob(pattern: str) -> list[str]:

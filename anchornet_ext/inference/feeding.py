@@ -39,7 +39,8 @@ def arrivals(
 
     Without `load`, an item is an image (3, H, W), several of them (B, 3, H, W), an exception in the
     place of an image, or a pair of one of these and a key: anything for one image, a sequence or a
-    tensor of B for several. With `load`, an item is what `load` makes an image of, and the key.
+    tensor of B for several. With `load`, an item is what `load` makes an image of. It is the key,
+    too, unless `load` returns a pair of the image and another.
 
     Args:
         source: is iterated over in the calling thread. What it raises comes out here.
@@ -63,7 +64,9 @@ def arrivals(
 
 def _parts(source: Iterable[Any]) -> Generator[tuple[Any, Any], None, None]:
     for item in source:
-        image, key = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+        if isinstance(item, (tuple, list)) and len(item) == 1:
+            (item,) = item  # as a DataLoader has them that knows of nothing but images
+        image, key = item if _is_pair(item) else (item, None)
         if isinstance(image, Tensor) and image.ndim == 4:
             keys = _keys(key, len(image))
             yield from zip(image, keys, strict=True)
@@ -88,11 +91,11 @@ def _loaded(
 ) -> Generator[tuple[Any, Any], None, None]:
     if workers == 0:
         for item in source:
-            yield _try(load, item), item
+            yield _try(load, item)
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="anchornet-stream")
     try:
-        under_way: deque[tuple[Future[Any], Any]] = deque()
+        under_way: deque[Future[tuple[Any, Any]]] = deque()
         problem: Exception | None = None
         items = iter(source)
         ended = False
@@ -106,19 +109,24 @@ def _loaded(
                     # What came before it is still to be had.
                     ended, problem = True, error
                 else:
-                    under_way.append((pool.submit(_try, load, item), item))
+                    under_way.append(pool.submit(_try, load, item))
             if not under_way:
                 break
-            future, item = under_way.popleft()
-            yield future.result(), item
+            yield under_way.popleft().result()
         if problem is not None:
             raise problem
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _try(load: Callable[[Any], Any], item: Any) -> Any:
+def _try(load: Callable[[Any], Any], item: Any) -> tuple[Any, Any]:
+    """The image, or why there is none, and its key."""
     try:
-        return load(item)
+        loaded = load(item)
     except Exception as error:
-        return error
+        return error, item
+    return loaded if _is_pair(loaded) else (loaded, item)
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, (tuple, list)) and len(item) == 2

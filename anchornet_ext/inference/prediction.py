@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +12,9 @@ from torch import Tensor
 
 from anchornet_ext.data.crop_geometry import Box, CropGeometry
 from anchornet_ext.models.localise import localise
-from anchornet_ext.policy.exit_policy import ExitPolicy
 
-from .early_exit import Classification
 from .overlay import Explanation, Look
+from .stream import ImageClassification
 from .two_stage import TwoStageClassifier
 
 
@@ -66,65 +64,49 @@ class Prediction:
         return self.looks[self.answer_step - 1].confidence
 
 
-def predict_batch(
+def prediction_of(
     model: TwoStageClassifier,
-    crops: Sequence[Tensor],
+    crop: Tensor,
+    found: ImageClassification,
     *,
-    thresholds: Sequence[float] | None = None,
-    exit_at: int | None = None,
-    policy: ExitPolicy | None = None,
     top: int = 1,
     extra_map: bool = False,
-) -> list[Prediction]:
-    """Classifies the crops of photos together.
+) -> Prediction:
+    """The record of one photo.
 
     Args:
-        model: in which everything is set; its device is used.
-        crops: uint8 (3, H, W) of one size, as `Preprocessing.crop` gives them.
-        thresholds, exit_at, policy: see `early_exit.classify`.
+        model: whose names and sizes hold.
+        crop: uint8 (3, H, W), as `Preprocessing.crop` gives it.
+        found: what the model says of it.
         top: how many classes to report.
-        extra_map: compute the activation map also for photos that left at the glance, to show it.
+        extra_map: compute the activation map also for a photo that left at the glance, to show it.
             Its cost is not counted, as nothing was decided by it.
     """
-    if not crops:
-        return []
-    device = next(model.parameters()).device
-    images = model.preprocessing.normalise(torch.stack(list(crops)).to(device))  # (B, 3, H, W)
-    found = model.classify(images, thresholds, exit_at, policy=policy)
-    maps, map_classes = _maps(model, images, found, extra_map)
-    # One transfer for each tensor instead of one for each number.
-    steps, answer_steps = found.exit_step.tolist(), found.answer_step.tolist()
-    confidence, step_label = found.confidence.tolist(), found.step_label.tolist()
-    top_left, macs = found.top_left.tolist(), found.macs.tolist()
-    best = _ranking(found, top)
-    best_index, best_probability = best.tolist(), found.probabilities.gather(1, best).tolist()
     size = model.patch_size
-    predictions = []
-    for b, used in enumerate(steps):
-        boxes: list[Box | None] = [None]
-        boxes += ((r, c, r + size, c + size) for r, c in top_left[b][: used - 1])
-        looks = tuple(
-            Look(class_label(model, step_label[b][step]), confidence[b][step], boxes[step])
-            for step in range(used)
-        )
-        candidates = tuple(
-            Candidate(index, class_label(model, index), probability)
-            for index, probability in zip(best_index[b], best_probability[b], strict=True)
-        )
-        predictions.append(
-            Prediction(
-                top=candidates,
-                looks=looks,
-                answer_step=answer_steps[b],
-                num_exits=model.num_exits,
-                macs=macs[b],
-                full_macs=found.full_macs,
-                crop=crops[b].permute(1, 2, 0).numpy(),
-                activation_map=maps.get(b),
-                map_label=class_label(model, map_classes[b]) if b in maps else None,
-            )
-        )
-    return predictions
+    boxes: list[Box | None] = [None]
+    corners = found.top_left[: found.exit_step - 1].tolist()
+    boxes += ((row, column, row + size, column + size) for row, column in corners)
+    looks = zip(found.step_label.tolist(), found.confidence.tolist(), boxes, strict=False)
+    activation_map, map_class = found.activation_map, found.anchor_label
+    if activation_map is None and extra_map:
+        # Of the class that was predicted: this map explains, it decides nothing.
+        activation_map, map_class = _map_of(model, crop, found.label), found.label
+    return Prediction(
+        top=tuple(
+            Candidate(index, class_label(model, index), float(found.probabilities[index]))
+            for index in _ranking(found, top)
+        ),
+        looks=tuple(
+            Look(class_label(model, label), confidence, box) for label, confidence, box in looks
+        ),
+        answer_step=found.answer_step,
+        num_exits=model.num_exits,
+        macs=found.macs,
+        full_macs=found.full_macs,
+        crop=crop.permute(1, 2, 0).numpy(),
+        activation_map=None if activation_map is None else activation_map.double().numpy(),
+        map_label=None if map_class is None else class_label(model, map_class),
+    )
 
 
 def class_label(model: TwoStageClassifier, index: int) -> str:
@@ -159,32 +141,22 @@ def explain(
     )
 
 
-def _ranking(found: Classification, top: int) -> Tensor:
-    """The `top` most probable classes (B, k), the predicted one first.
+def _ranking(found: ImageClassification, top: int) -> list[int]:
+    """The `top` most probable classes, the predicted one first.
 
     Sums of logits that differ can have equal probabilities in float32, so that the order of the
     probabilities alone could contradict the prediction.
     """
-    score = found.probabilities.scatter(1, found.label[:, None], torch.inf)
-    return score.argsort(dim=1, descending=True, stable=True)[:, :top]
+    score = found.probabilities.clone()
+    score[found.label] = torch.inf
+    best: list[int] = score.argsort(descending=True, stable=True)[:top].tolist()
+    return best
 
 
-def _maps(
-    model: TwoStageClassifier, images: Tensor, found: Classification, extra_map: bool
-) -> tuple[dict[int, NDArray[np.float64]], dict[int, int]]:
-    """The activation maps that there are, and their classes, by the photo's place in the batch."""
-    places = found.anchor_ran.tolist()
-    maps = dict(zip(places, found.activation_map.double().cpu().numpy(), strict=True))
-    labels = found.anchor_label.tolist()
-    classes = {place: labels[place] for place in places}
-    without = [place for place in range(len(images)) if place not in maps]
-    if extra_map and without:
-        with torch.no_grad():
-            # The class that was predicted: this map explains, it decides nothing.
-            extra = localise(
-                model.anchor, images[without], num_patches=1, class_index=found.label[without]
-            )
-        maps.update(zip(without, extra.activation_map.double().cpu().numpy(), strict=True))
-        predicted = found.label.tolist()
-        classes.update({place: predicted[place] for place in without})
-    return maps, classes
+def _map_of(model: TwoStageClassifier, crop: Tensor, label: int) -> Tensor:
+    """AnchorNet's map (h, w) of one class, on the CPU."""
+    parameter = next(model.parameters())
+    image = model.preprocessing.normalise(crop[None].to(parameter.device), parameter.dtype)
+    with torch.no_grad():
+        found = localise(model.anchor, image, num_patches=1, class_index=label)
+    return found.activation_map[0].cpu()

@@ -26,8 +26,8 @@ from .stream_state import Outcome, Pending, StreamState
 if TYPE_CHECKING:
     from .two_stage import TwoStageClassifier
 
-#: An image may be overtaken by this many batches (see `scheduler.Scheduler`): so seldom that the
-#: incomplete passes cost next to nothing, so often that the results that wait for it stay few.
+#: By how many batches an image may be overtaken, unless told otherwise: so many that the incomplete
+#: passes which follow cost next to nothing, so few that the results that wait for it fit in memory.
 PATIENCE_IN_BATCHES = 64
 
 
@@ -94,6 +94,7 @@ def stream(
     ordered: bool = True,
     load: Callable[[Any], Any] | None = None,
     workers: int = 0,
+    patience: int | None = None,
     compile: bool | Mapping[str, Any] = False,
     passes: Passes | None = None,
 ) -> Generator[StreamResult, None, None]:
@@ -103,7 +104,8 @@ def stream(
     Nothing is computed before the first result is asked for, and no image is taken from `source`
     before there is room for it. The host waits once a pass, for one transfer.
 
-    This is for throughput: a result may be late by as many images as it takes to fill the batches.
+    This is for throughput: a result may be late by as many images as it takes to fill the batches,
+    up to `patience`.
 
     Args:
         classifier: the networks and settings; its device and dtype are used. They run in eval mode
@@ -120,9 +122,11 @@ def stream(
         thresholds, exit_at, policy: see `early_exit.classify`.
         image_size: (H, W) that all images have; None is the preprocessing's crop.
         ordered: results in the order of the input; otherwise as they come.
-        load: makes an image of what `source` gives, a path say; the item is the result's key. What
-            it raises becomes this image's result.
+        load: makes an image of what `source` gives, a path say, which is the result's key; or a
+            pair of the image and another key. What it raises becomes this image's result.
         workers: threads that call `load`, up to two batches ahead; 0 is the calling thread.
+        patience: by how many later images one may be overtaken; then its passes run next, whole or
+            not. None is 64 batches. It bounds how many results wait for one that comes before them.
         compile: put `torch.compile` around the networks, with its defaults (True) or with these
             options. The first batches wait for it; `passes.compiled_passes` keeps what was compiled
             for the next stream.
@@ -148,7 +152,9 @@ def stream(
     rules = exit_rules(classifier, num_patches, thresholds, exit_at, policy)
     if slots is None:
         slots = 4 * batch
-    scheduler = Scheduler(slots, batch, rules.last, PATIENCE_IN_BATCHES * batch)
+    if patience is None:
+        patience = PATIENCE_IN_BATCHES * batch
+    scheduler = Scheduler(slots, batch, rules.last, patience)
     macs = classifier.macs_per_exit(passes.image_size)
     runner = _Runner(
         scheduler,

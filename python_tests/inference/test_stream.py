@@ -94,7 +94,7 @@ def spread_thresholds(model: TwoStageClassifier, images: Tensor) -> tuple[float,
     return tuple(thresholds)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_streamed_equals_one_by_one(data: st.DataObject) -> None:
     # In float64, so that how a library sums a batch cannot move an image over a threshold.
@@ -107,7 +107,7 @@ def test_streamed_equals_one_by_one(data: st.DataObject) -> None:
         criterion=data.draw(st.sampled_from(["logits", "probabilities"]), "criterion"),
     )
     size = data.draw(st.tuples(st.integers(95, 120), st.integers(95, 120)), "size")
-    count = data.draw(st.integers(0, 14), "count")
+    count = data.draw(st.integers(0, 10), "count")
     images = noise(count, size, data.draw(st.integers(0, 99)), torch.float64)
     thresholds = tuple(
         data.draw(
@@ -124,7 +124,7 @@ def test_streamed_equals_one_by_one(data: st.DataObject) -> None:
             assume(abs(confidence - threshold) > 1e-9)
         highest, *lower = sorted(one.confidence, reverse=True)
         assume(answer == "last" or not lower or highest - lower[0] > 1e-9)
-    batch = data.draw(st.integers(1, 6), "batch")
+    batch = data.draw(st.integers(1, 4), "batch")
     passes = plain_passes(model, size)
     results = model.stream(
         images,
@@ -231,15 +231,19 @@ def test_keys_come_back() -> None:
     model = tiny_classifier()
     images = noise(7, SIZE, seed=0)
     labels = torch.arange(7) * 10
-    one_by_one = stream(model, zip(images, "abcdefg", strict=True))
-    assert [result.key for result in one_by_one] == list("abcdefg")
-    loader = DataLoader(TensorDataset(images, labels), batch_size=3)
-    assert [result.key for result in stream(model, loader)] == labels.tolist()
-    assert [result.key for result in stream(model, DataLoader(TensorDataset(images)))] == [None] * 7
-    names = stream(model, [(images[:2], ["x", "y"]), images[2], (images[3:5], None)])
-    assert [result.key for result in names] == ["x", "y", None, None, None]
-    loaded = stream(model, range(7), load=images.__getitem__)
-    assert [result.key for result in loaded] == list(range(7))
+
+    def keys(source: Any, **options: Any) -> list[Any]:
+        results = list(stream(model, source, **options))
+        assert all(result.error is None for result in results)
+        return [result.key for result in results]
+
+    assert keys(zip(images, "abcdefg", strict=True)) == list("abcdefg")
+    assert keys(DataLoader(TensorDataset(images, labels), batch_size=3)) == labels.tolist()
+    assert keys(DataLoader(TensorDataset(images), batch_size=3)) == [None] * 7
+    pairs = [(images[:2], ["x", "y"]), images[2], (images[3:5], None)]
+    assert keys(pairs) == ["x", "y", None, None, None]
+    assert keys(range(7), load=images.__getitem__) == list(range(7))
+    assert keys(range(7), load=lambda i: (images[i], -i), workers=2) == [-i for i in range(7)]
 
 
 def test_one_bad_image_does_not_stop_the_others() -> None:
@@ -410,6 +414,24 @@ def test_input_is_taken_only_when_there_is_room(workers: int) -> None:
     for result in results:
         received = result.position + 1
     assert taken == 60
+
+
+def test_patience_bounds_how_late_a_result_is() -> None:
+    model = tiny_classifier(1)
+    images = noise(40, SIZE, seed=3)
+    confidence = model.classify(images, exit_at=1).confidence[:, 0]
+    # The least sure image stays, alone, and waits for others to fill its batch.
+    lonely, other = confidence.topk(2, largest=False)[1].tolist()
+    thresholds = (float(confidence[[lonely, other]].mean()), NEVER, NEVER, NEVER)
+    leaving = [image for i, image in enumerate(images) if i != lonely] * 2
+
+    def overtaken(**options: Any) -> int:
+        source = [images[lonely], *leaving]
+        results = stream(model, source, thresholds=thresholds, ordered=False, **options)
+        return [result.position for result in results].index(0)
+
+    assert overtaken() == len(leaving)
+    assert overtaken(patience=20) <= 20
 
 
 def test_training_mode_and_gradients_are_left_alone() -> None:
