@@ -1,6 +1,5 @@
-// gather_patches on the CPU. One output row at a time, in up to three steps on a run of pixels that
-// stays in the first-level cache: bring the run together, convert it, spread it out. What is not
-// needed is left out, so a plain copy between equal layouts is one copy a row.
+// gather_patches on the CPU, by rows: pixels are moved (move_rows.h), converted, or both, and then
+// by way of a tile that stays in the first-level cache.
 #include "ops/gather_patches.h"
 
 #include <cstring>
@@ -8,6 +7,7 @@
 
 #include "common/parallel.h"
 #include "ops/cpu/bytes_to_floats.h"
+#include "ops/cpu/move_rows.h"
 #include "ops/cpu/rows.h"
 
 namespace anchornet::patches {
@@ -83,89 +83,40 @@ void convert_any(ScalarType from_type, const void* from, ScalarType to_type, voi
   }
 }
 
+// Elements `step` apart on one side, for pixels of other than three channels.
 template <typename Word>
-ANCHORNET_INLINE void split_three(const Word* __restrict pixels, Word* __restrict a,
-                                  Word* __restrict b, Word* __restrict c, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    a[i] = pixels[3 * i];
-    b[i] = pixels[3 * i + 1];
-    c[i] = pixels[3 * i + 2];
+void spread(const char* from, int64_t from_step, char* to, int64_t to_step, int64_t count) {
+  const auto* source = reinterpret_cast<const Word*>(from);
+  auto* target = reinterpret_cast<Word*>(to);
+  for (int64_t i = 0; i < count; ++i) target[i * to_step] = source[i * from_step];
+}
+
+void spread_any(size_t word, const char* from, int64_t from_step, char* to, int64_t to_step,
+                int64_t count) {
+  switch (word) {
+    case 1:
+      return spread<uint8_t>(from, from_step, to, to_step, count);
+    case 2:
+      return spread<uint16_t>(from, from_step, to, to_step, count);
+    case 4:
+      return spread<uint32_t>(from, from_step, to, to_step, count);
+    default:
+      return spread<uint64_t>(from, from_step, to, to_step, count);
   }
 }
 
-template <typename Word>
-ANCHORNET_INLINE void join_three(const Word* __restrict a, const Word* __restrict b,
-                                 const Word* __restrict c, Word* __restrict pixels, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    pixels[3 * i] = a[i];
-    pixels[3 * i + 1] = b[i];
-    pixels[3 * i + 2] = c[i];
-  }
-}
-
-template <typename Word>
-ANCHORNET_INLINE void load_strided(const Word* __restrict from, int64_t step, Word* __restrict to,
-                                   int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = from[i * step];
-}
-
-template <typename Word>
-ANCHORNET_INLINE void store_strided(const Word* __restrict from, Word* __restrict to, int64_t step,
-                                    int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i * step] = from[i];
-}
-
-// The same for elements of 1, 2, 4 or 8 bytes.
-#define ANCHORNET_BY_WORD(CALL) \
-  switch (word) {               \
-    case 1: {                   \
-      using Word = uint8_t;     \
-      return CALL;              \
-    }                           \
-    case 2: {                   \
-      using Word = uint16_t;    \
-      return CALL;              \
-    }                           \
-    case 4: {                   \
-      using Word = uint32_t;    \
-      return CALL;              \
-    }                           \
-    default: {                  \
-      using Word = uint64_t;    \
-      return CALL;              \
-    }                           \
-  }
-ANCHORNET_CLONES
-void split_three_any(size_t word, const void* pixels, void* const* planes, int64_t count){
-    ANCHORNET_BY_WORD(split_three(static_cast<const Word*>(pixels), static_cast<Word*>(planes[0]),
-                                  static_cast<Word*>(planes[1]), static_cast<Word*>(planes[2]),
-                                  count))}
-
-ANCHORNET_CLONES
-    void join_three_any(size_t word, const void* const* planes, void* pixels, int64_t count) {
-  ANCHORNET_BY_WORD(
-      join_three(static_cast<const Word*>(planes[0]), static_cast<const Word*>(planes[1]),
-                 static_cast<const Word*>(planes[2]), static_cast<Word*>(pixels), count))
-}
-
-void load_strided_any(size_t word, const void* from, int64_t step, void* to, int64_t count) {
-  ANCHORNET_BY_WORD(
-      load_strided(static_cast<const Word*>(from), step, static_cast<Word*>(to), count))
-}
-
-void store_strided_any(size_t word, const void* from, void* to, int64_t step, int64_t count) {
-  ANCHORNET_BY_WORD(
-      store_strided(static_cast<const Word*>(from), static_cast<Word*>(to), step, count))
-}
-#undef ANCHORNET_BY_WORD
-
-// A cast or a normalisation of runs of elements. Holds the statistics in the type of the
+// A cast or a normalisation of rows of elements. Holds the statistics in the type of the
 // arithmetic.
 class Converter {
  public:
+  // `per_channel`: how many elements of each channel there will be.
   Converter(ScalarType from, ScalarType to, const std::optional<Tensor>& mean,
             const std::optional<Tensor>& std, int64_t per_channel)
-      : from_(from), to_(to), normalises_(mean.has_value()) {
+      : from_(from),
+        to_(to),
+        from_size_(size_of(from)),
+        to_size_(size_of(to)),
+        normalises_(mean.has_value()) {
     if (!normalises_) return;
     read(*mean, mean_);
     read(*std, std_);
@@ -174,34 +125,53 @@ class Converter {
     }
     mean_float_.assign(mean_.begin(), mean_.end());
     std_float_.assign(std_.begin(), std_.end());
-    // To try all bytes costs as much as to convert some thousand.
-    constexpr int64_t kWorthTrying = 1 << 14;
-    if (from == ScalarType::Byte && to == ScalarType::Float && per_channel >= kWorthTrying &&
-        can_use_bytes_to_floats()) {
+    // To try all bytes costs as much as to convert some hundred.
+    constexpr int64_t kWorthTrying = 1 << 9;
+    if (from == ScalarType::Byte && to == ScalarType::Float && per_channel >= kWorthTrying) {
       find_reciprocals();
     }
   }
 
   bool is_copy() const { return from_ == to_ && !normalises_; }
 
-  // A run of one channel.
-  void operator()(const char* from, char* to, int64_t count, int64_t channel) const {
-    apply(from, to, count, Statistics::kOne, channel);
+  // Rows of `count` elements of one channel.
+  void channel(const SourceRows& from, const TargetRows& to, int64_t rows, int64_t count,
+               int64_t channel) const {
+    if (!reciprocal_.empty()) {
+      return bytes_to_floats(
+          from, to, rows, count,
+          {&mean_float_[channel], &std_float_[channel], &reciprocal_[channel], 1});
+    }
+    const Statistics kind = normalises_ ? Statistics::kOne : Statistics::kNone;
+    for (int64_t r = 0; r < rows; ++r) run(from, to, r, 0, count, kind, channel);
   }
 
-  // A run of whole pixels, starting with channel 0. Needs `repeat` to have been called for it.
-  void pixels(const char* from, char* to, int64_t count) const {
-    apply(from, to, count, Statistics::kEach, 0);
+  // Rows of `count` elements of whole pixels. `repeat` must have been called before.
+  void pixels(const SourceRows& from, const TargetRows& to, int64_t rows, int64_t count) const {
+    if (!reciprocal_.empty() && (channels_ == 1 || channels_ == 3)) {
+      return bytes_to_floats(
+          from, to, rows, count,
+          {mean_float_.data(), std_float_.data(), reciprocal_.data(), channels_});
+    }
+    const Statistics kind = normalises_ ? Statistics::kEach : Statistics::kNone;
+    const int64_t piece = normalises_ ? repeated_ : count;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < count; i += piece) {
+        run(from, to, r, i, std::min(piece, count - i), kind, 0);
+      }
+    }
   }
 
-  // Repeats the statistics for a run of `num_pixels` pixels.
-  void repeat(int64_t num_pixels) {
+  // Lines up the statistics for pixels.
+  void repeat() {
     if (!normalises_) return;
-    repeat(num_pixels, mean_);
-    repeat(num_pixels, std_);
-    repeat(num_pixels, mean_float_);
-    repeat(num_pixels, std_float_);
-    if (!reciprocal_.empty()) repeat(num_pixels, reciprocal_);
+    constexpr int64_t kEnough = 256, kPadding = 16;  // the second for whole vectors at the end
+    channels_ = static_cast<int64_t>(mean_.size());
+    repeated_ = (kEnough + channels_ - 1) / channels_ * channels_;
+    for (auto* values : {&mean_, &std_}) extend(*values, repeated_ + kPadding);
+    for (auto* values : {&mean_float_, &std_float_, &reciprocal_}) {
+      if (!values->empty()) extend(*values, repeated_ + kPadding);
+    }
   }
 
   // As gather_pack takes them; null where nothing is normalised.
@@ -225,32 +195,45 @@ class Converter {
   }
 
  private:
+  static int64_t size_of(ScalarType type) {
+    int64_t size = 0;
+    for_float_or_byte_type(type, [&](auto tag) { size = sizeof(typename decltype(tag)::type); });
+    return size;
+  }
+
+  // Without a conversion where there need not be one: calls into torch take a microsecond.
   static void read(const Tensor& values, std::vector<double>& out) {
+    const int64_t count = values.size(0), stride = values.stride(0);
+    out.resize(count);
+    if (values.scalar_type() == ScalarType::Float) {
+      const float* data = values.const_data_ptr<float>();
+      for (int64_t c = 0; c < count; ++c) out[c] = data[c * stride];
+      return;
+    }
     const Tensor wide = torch::stable::to(values, ScalarType::Double);
     const double* data = wide.const_data_ptr<double>();
-    for (int64_t c = 0; c < wide.size(0); ++c) out.push_back(data[c * wide.stride(0)]);
+    for (int64_t c = 0; c < count; ++c) out[c] = data[c * wide.stride(0)];
   }
 
   template <typename T>
-  static void repeat(int64_t times, std::vector<T>& values) {
-    const size_t channels = values.size();
-    values.resize(channels * times);
-    for (size_t i = channels; i < values.size(); ++i) values[i] = values[i - channels];
+  static void extend(std::vector<T>& values, int64_t count) {
+    const size_t period = values.size();
+    values.resize(count);
+    for (size_t i = period; i < values.size(); ++i) values[i] = values[i - period];
   }
 
-  void apply(const char* from, char* to, int64_t count, Statistics statistics,
-             int64_t first) const {
-    if (!reciprocal_.empty() && count >= kByteBlock) {
-      const int64_t step = statistics == Statistics::kEach ? 1 : 0;
-      bytes_to_floats(reinterpret_cast<const uint8_t*>(from), reinterpret_cast<float*>(to), count,
-                      {&mean_float_[first], &std_float_[first], &reciprocal_[first], step});
-    } else if (!normalises_) {
-      convert_any(from_, from, to_, to, count, Statistics::kNone, nullptr, nullptr);
-    } else if (to_ == ScalarType::Double) {
-      convert_any(from_, from, to_, to, count, statistics, &mean_[first], &std_[first]);
-    } else {
-      convert_any(from_, from, to_, to, count, statistics, &mean_float_[first], &std_float_[first]);
+  // Elements [first, first + count) of row r, with the statistics from number `statistic` on.
+  void run(const SourceRows& from, const TargetRows& to, int64_t r, int64_t first, int64_t count,
+           Statistics kind, int64_t statistic) const {
+    const char* source = from.data + r * from.step + first * from_size_;
+    char* target = to.data + r * to.step + first * to_size_;
+    const bool wide = to_ == ScalarType::Double;
+    const void *mean = nullptr, *std = nullptr;
+    if (kind != Statistics::kNone) {
+      mean = wide ? static_cast<const void*>(&mean_[statistic]) : &mean_float_[statistic];
+      std = wide ? static_cast<const void*>(&std_[statistic]) : &std_float_[statistic];
     }
+    convert_any(from_, source, to_, target, count, kind, mean, std);
   }
 
   // Keeps 1 / std if that is as good as to divide, for every channel.
@@ -262,7 +245,9 @@ class Converter {
   }
 
   ScalarType from_, to_;
+  int64_t from_size_, to_size_;
   bool normalises_;
+  int64_t channels_ = 1, repeated_ = 1;
   std::vector<double> mean_, std_;
   std::vector<float> mean_float_, std_float_, reciprocal_;
 };
@@ -273,42 +258,34 @@ struct Job {
   const Converter& converter;
   const char* images;
   char* patches;
-  size_t in_size, out_size;  // bytes of an element
+  int64_t in_size, out_size;  // bytes of an element
 
-  const char* pixel(int64_t m, int64_t row) const {
+  // Rows of patch m from pixel (y, x) on.
+  SourceRows rows(int64_t m, int64_t y, int64_t x) const {
     const Place& place = places[m];
-    return images + (place.image * gather.image_stride + (place.row + row) * gather.row_stride +
-                     place.column * gather.column_stride) *
-                        static_cast<int64_t>(in_size);
-  }
-  int64_t row_step() const { return gather.row_stride * static_cast<int64_t>(in_size); }
-  int64_t row_cost() const {
-    return gather.bounds.patch_width * static_cast<int64_t>(in_size + out_size);
+    const int64_t offset = place.image * gather.image_stride + (place.row + y) * gather.row_stride +
+                           (place.column + x) * gather.column_stride;
+    return {images + offset * in_size, gather.row_stride * in_size};
   }
 };
 
 // Equal layouts: rows of one channel, or rows of whole pixels, on both sides.
-void gather_runs(const Job& job, bool pixels) {
+void gather_rows(const Job& job, bool pixels) {
   const Gather& g = job.gather;
   const int64_t planes = pixels ? 1 : g.channels, height = g.bounds.patch_height;
   const int64_t run = g.bounds.patch_width * (pixels ? g.channels : 1);
-  const int64_t from_bytes = run * static_cast<int64_t>(job.in_size);
-  const int64_t to_bytes = run * static_cast<int64_t>(job.out_size);
-  const int64_t from_step = job.row_step();
-  const bool copies = job.converter.is_copy();
+  const int64_t from_bytes = run * job.in_size, to_bytes = run * job.out_size;
   const auto rows_of_plane = [&](int64_t m, int64_t channel, int64_t y, int64_t count,
                                  int64_t item) {
-    const char* from = job.pixel(m, y) + channel * g.channel_stride * job.in_size;
-    char* to = job.patches + item * to_bytes;
-    for (int64_t row = 0; row < count; ++row, from += from_step, to += to_bytes) {
-      if (row + kRowsAhead < count) prefetch_run(from + kRowsAhead * from_step, from_bytes);
-      if (copies) {
-        copy_run(to, from, to_bytes);
-      } else if (pixels) {
-        job.converter.pixels(from, to, run);
-      } else {
-        job.converter(from, to, run, channel);
-      }
+    SourceRows from = job.rows(m, y, 0);
+    from.data += channel * g.channel_stride * job.in_size;
+    const TargetRows to{job.patches + item * to_bytes, to_bytes};
+    if (job.converter.is_copy()) {
+      copy_rows(from, to, count, to_bytes);
+    } else if (pixels) {
+      job.converter.pixels(from, to, count, run);
+    } else {
+      job.converter.channel(from, to, count, run, channel);
     }
   };
   parallel_over(
@@ -316,74 +293,80 @@ void gather_runs(const Job& job, bool pixels) {
       [&](int64_t begin, int64_t end) { each_plane(begin, end, planes, height, rows_of_plane); });
 }
 
-constexpr int64_t kChunk = 256;  // pixels on the stack between two steps
-
-// Rows of pixels in the image, rows of one channel in the patch.
-void gather_pixels_to_planes(const Job& job) {
+// `count` rows of `width` pixels from planes to pixels or from pixels to planes, without a
+// conversion. The planes of the output are `plane_step` bytes apart.
+void rearrange(const Job& job, const SourceRows& from, const TargetRows& to, int64_t plane_step,
+               int64_t count, int64_t width) {
   const Gather& g = job.gather;
-  const int64_t height = g.bounds.patch_height, width = g.bounds.patch_width;
-  const bool copies = job.converter.is_copy();
-  const bool is_rgb = g.channels == 3 && g.channel_stride == 1 && g.column_stride == 3;
-  const auto target = [&](int64_t m, int64_t channel, int64_t y, int64_t x) {
-    return job.patches + (((m * g.channels + channel) * height + y) * width + x) *
-                             static_cast<int64_t>(job.out_size);
-  };
-  parallel_over(
-      g.num_patches * height, g.channels * job.row_cost(), [&](int64_t begin, int64_t end) {
-        alignas(64) char run[3][kChunk * sizeof(double)];
-        each_row(begin, end, 1, height, [&](int64_t m, int64_t, int64_t y, int64_t) {
-          for (int64_t x = 0; x < width; x += kChunk) {
-            const int64_t count = std::min(kChunk, width - x);
-            const char* from = job.pixel(m, y) + x * g.column_stride * job.in_size;
-            if (is_rgb) {
-              void* planes[3];
-              for (int c = 0; c < 3; ++c) {
-                planes[c] = copies ? static_cast<void*>(target(m, c, y, x)) : run[c];
-              }
-              split_three_any(job.in_size, from, planes, count);
-              if (copies) continue;
-              for (int c = 0; c < 3; ++c) job.converter(run[c], target(m, c, y, x), count, c);
-              continue;
-            }
-            for (int64_t c = 0; c < g.channels; ++c) {
-              const char* channel = from + c * g.channel_stride * job.in_size;
-              char* to = target(m, c, y, x);
-              load_strided_any(job.in_size, channel, g.column_stride, copies ? to : run[0], count);
-              if (!copies) job.converter(run[0], to, count, c);
-            }
-          }
-        });
-      });
+  const int64_t channel_step = g.channel_stride * job.in_size;
+  if (g.channels_last && g.channels == 3) {
+    return join_three_planes(job.in_size, from, channel_step, to, count, width);
+  }
+  if (!g.channels_last && g.channels == 3 && g.column_stride == 3) {
+    return split_three_planes(job.in_size, from, to, plane_step, count, width);
+  }
+  const int64_t to_channel = g.channels_last ? job.in_size : plane_step;
+  const int64_t to_column = g.channels_last ? g.channels : 1;
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t c = 0; c < g.channels; ++c) {
+      spread_any(job.in_size, from.data + r * from.step + c * channel_step, g.column_stride,
+                 to.data + r * to.step + c * to_channel, to_column, width);
+    }
+  }
 }
 
-// Rows of one channel in the image, rows of pixels in the patch.
-void gather_planes_to_pixels(const Job& job) {
+// Planes in the image and pixels in the patch, or the other way round. Where there is a conversion
+// as well, some rows at a time are rearranged within the first-level cache and then converted:
+// bytes are rearranged faster than the floats that they become.
+void gather_rearranged(const Job& job) {
+  constexpr int64_t kTileBytes = 1 << 13;
   const Gather& g = job.gather;
   const int64_t height = g.bounds.patch_height, width = g.bounds.patch_width;
+  const int64_t pixel_bytes = g.channels * job.in_size;
   const bool copies = job.converter.is_copy();
-  parallel_over(g.num_patches * height, g.channels * job.row_cost(),
-                [&](int64_t begin, int64_t end) {
-                  alignas(64) char run[3][kChunk * sizeof(double)];
-                  const void* planes[3];
-                  each_row(begin, end, 1, height, [&](int64_t m, int64_t, int64_t y, int64_t r) {
-                    for (int64_t x = 0; x < width; x += kChunk) {
-                      const int64_t count = std::min(kChunk, width - x);
-                      const char* from = job.pixel(m, y) + x * job.in_size;
-                      char* to = job.patches + (r * width + x) * g.channels * job.out_size;
-                      for (int64_t c = 0; c < g.channels; ++c) {
-                        const char* channel = from + c * g.channel_stride * job.in_size;
-                        const int64_t slot = c % 3;
-                        if (!copies) job.converter(channel, run[slot], count, c);
-                        planes[slot] = copies ? channel : run[slot];
-                        if (g.channels != 3) {
-                          store_strided_any(job.out_size, planes[slot], to + c * job.out_size,
-                                            g.channels, count);
-                        }
-                      }
-                      if (g.channels == 3) join_three_any(job.out_size, planes, to, count);
-                    }
-                  });
-                });
+  const int64_t fits = std::max<int64_t>(1, kTileBytes / pixel_bytes);  // pixels
+  const int64_t tile_width = std::min(width, fits);
+  const int64_t tile_height = std::max<int64_t>(1, fits / width);
+  // Of pixel (y, x) in the output, in elements; its channels are `plane` apart.
+  const int64_t column = g.channels_last ? g.channels : 1;
+  const int64_t plane = g.channels_last ? 1 : height * width;
+  const auto target = [&](int64_t m, int64_t y, int64_t x) {
+    return job.patches +
+           (m * g.channels * height * width + (y * width + x) * column) * job.out_size;
+  };
+  parallel_over(
+      g.num_patches * height, width * g.channels * (job.in_size + job.out_size),
+      [&](int64_t begin, int64_t end) {
+        std::vector<char> tile(copies ? 0 : tile_width * tile_height * pixel_bytes);
+        const auto convert = [&](int64_t m, int64_t y, int64_t x, int64_t rows, int64_t columns) {
+          // Whole rows, or a part of one: either way a single run of the output.
+          const int64_t pixels = rows * columns, bytes = pixels * job.in_size;
+          const int64_t row_bytes = columns * column * job.in_size;
+          rearrange(job, job.rows(m, y, x), {tile.data(), row_bytes}, bytes, rows, columns);
+          char* to = target(m, y, x);
+          if (g.channels_last) {
+            return job.converter.pixels({tile.data(), 0}, {to, 0}, 1, pixels * g.channels);
+          }
+          for (int64_t c = 0; c < g.channels; ++c) {
+            job.converter.channel({tile.data() + c * bytes, 0}, {to + c * plane * job.out_size, 0},
+                                  1, pixels, c);
+          }
+        };
+        each_plane(begin, end, 1, height,
+                   [&](int64_t m, int64_t, int64_t first, int64_t count, int64_t) {
+                     if (copies) {
+                       return rearrange(job, job.rows(m, first, 0),
+                                        {target(m, first, 0), width * column * job.out_size},
+                                        plane * job.out_size, count, width);
+                     }
+                     for (int64_t y = first; y < first + count; y += tile_height) {
+                       const int64_t rows = std::min(tile_height, first + count - y);
+                       for (int64_t x = 0; x < width; x += tile_width) {
+                         convert(m, y, x, rows, std::min(tile_width, width - x));
+                       }
+                     }
+                   });
+      });
 }
 
 // Any strides: the walk of the CUDA kernel.
@@ -433,17 +416,15 @@ Tensor gather_patches(Tensor images, Tensor image_index, Tensor top_left, int64_
                 converter,
                 static_cast<const char*>(images.const_data_ptr()),
                 static_cast<char*>(patches.mutable_data_ptr()),
-                images.element_size(),
-                patches.element_size()};
+                static_cast<int64_t>(images.element_size()),
+                static_cast<int64_t>(patches.element_size())};
   const bool planes = gather.column_stride == 1;
   const bool pixels = gather.channel_stride == 1 && gather.column_stride == gather.channels;
-  if (channels_last && pixels) {
-    converter.repeat(patch_width);
-    gather_runs(job, true);
-  } else if (planes) {
-    channels_last ? gather_planes_to_pixels(job) : gather_runs(job, false);
-  } else if (!channels_last && gather.channel_stride == 1) {
-    gather_pixels_to_planes(job);
+  if (channels_last) converter.repeat();
+  if (channels_last ? pixels : planes) {
+    gather_rows(job, channels_last);
+  } else if (channels_last ? planes : gather.channel_stride == 1) {
+    gather_rearranged(job);
   } else {
     gather_any(job, images.scalar_type(), dtype);
   }
