@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._calls import call, images_in_turn
+
 
 def patch_size_pair(patch_size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of an int or a pair."""
@@ -52,11 +54,9 @@ def flatten_places(
                 f"without image_index, top_left must be (N, 2) or (N, k, 2) with N = {num_images} "
                 f"images, got {shape}"
             )
-        index = torch.arange(num_images, device=device)
-        if len(shape) == 3:
-            index = index[:, None].expand(shape[:2]).reshape(-1)  # (N k)
-            top_left = top_left.reshape(-1, 2)  # (N k, 2)
-        return index, top_left
+        repeats = shape[1] if len(shape) == 3 else 1
+        index = images_in_turn(num_images, repeats, top_left)
+        return index, top_left.reshape(-1, 2) if len(shape) == 3 else top_left
     _check_int64("image_index", image_index, device)
     if image_index.dim() != 1:
         raise ValueError(f"image_index must be (M,), got {tuple(image_index.shape)}")
@@ -116,9 +116,9 @@ def call_native(
     if validate:
         check_places(*places)
     if torch.compiler.is_compiling() or places[0].is_cuda:
-        return _as_tensor(op(*arguments))
+        return _as_tensor(call(op, *arguments))
     try:
-        return _as_tensor(op(*arguments))
+        return _as_tensor(call(op, *arguments))
     except RuntimeError:
         check_places(*places)
         raise

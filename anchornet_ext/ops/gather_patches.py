@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension
+from ._calls import numbers
 from ._patch_places import (
     call_native,
     check_patch_fits,
@@ -83,24 +84,20 @@ def gather_patches(
     dtype = _patch_dtype(images.dtype, dtype, normalises)
     means = _statistic("mean", mean, images, dtype)
     stds = _statistic("std", std, images, dtype)
-    if stds is not None:
-        _check_no_zero(stds, wait=validate)
     channels_last = _is_channels_last(images, memory_format)
-    return call_native(
-        torch.ops.anchornet_ext.gather_patches.default,
-        (
-            images,
-            index,
-            corners,
-            *size,
-            None if means is None else means.to(images.device),
-            None if stds is None else stds.to(images.device),
-            dtype,
-            channels_last,
-        ),
-        (index, corners, size, (num_images, height, width)),
-        validate,
-    )
+    if std is not None and (validate or not isinstance(std, Tensor) or std.device.type == "cpu"):
+        _check_no_zero(std, kernel_checks=images.device.type == "cpu")
+    try:
+        return call_native(
+            torch.ops.anchornet_ext.gather_patches.default,
+            (images, index, corners, *size, means, stds, dtype, channels_last),
+            (index, corners, size, (num_images, height, width)),
+            validate,
+        )
+    except RuntimeError:
+        if stds is not None and stds.device.type == "cpu":
+            _check_no_zero(stds)
+        raise
 
 
 def _check_images(images: Tensor) -> None:
@@ -126,12 +123,12 @@ def _patch_dtype(images: torch.dtype, dtype: torch.dtype | None, normalises: boo
 def _statistic(
     name: str, value: Tensor | Sequence[float] | None, images: Tensor, dtype: torch.dtype
 ) -> Tensor | None:
-    """`value` in the dtype of the arithmetic, where it was given."""
+    """`value` on the device of the images, where it was given."""
     if value is None:
         return None
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     if not isinstance(value, Tensor):
-        value = torch.tensor(value, dtype=accumulate)
+        value = numbers(value, accumulate, images)
     if value.requires_grad:
         raise ValueError(f"{name} is a constant of gather_patches, but it requires a gradient")
     if not value.is_floating_point():
@@ -140,16 +137,21 @@ def _statistic(
         raise ValueError(
             f"{name} must be (C,) with C = {images.shape[1]}, got {tuple(value.shape)}"
         )
-    return value.to(accumulate)
+    return value if value.device == images.device else value.to(images.device)
 
 
-def _check_no_zero(std: Tensor, wait: bool) -> None:
-    """Reads a tensor on the CPU, and one on a device only with `wait`."""
-    if torch.compiler.is_compiling() or (std.device.type != "cpu" and not wait):
-        return
-    values = std.tolist()
-    if 0 in values:
-        raise ValueError(f"std must not be zero, got {values}")
+def _check_no_zero(std: Tensor | Sequence[float], kernel_checks: bool = False) -> None:
+    """Reads `std`, unless it is a tensor that the CPU kernel will look at.
+
+    Only when that one refuses is it looked up here, to raise a ValueError, so that good calls do
+    not pay for the check twice.
+    """
+    if isinstance(std, Tensor):
+        if kernel_checks or torch.compiler.is_compiling():
+            return
+        std = std.tolist()
+    if 0 in std:
+        raise ValueError(f"std must not be zero, got {[float(value) for value in std]}")
 
 
 def _is_channels_last(images: Tensor, memory_format: torch.memory_format | None) -> bool:

@@ -23,15 +23,14 @@ namespace {
 #define ANCHORNET_V4 __attribute__((target("arch=x86-64-v4")))
 
 struct Statistics16 {
-  __m512 mean, std, reciprocal;
+  __m512 mean, high, low;
 };
 
 ANCHORNET_V4 ANCHORNET_INLINE Statistics16 load_statistics16(const ByteStatistics& by, int64_t i) {
   if (by.period == 1) {
-    return {_mm512_set1_ps(*by.mean), _mm512_set1_ps(*by.std), _mm512_set1_ps(*by.reciprocal)};
+    return {_mm512_set1_ps(*by.mean), _mm512_set1_ps(*by.high), _mm512_set1_ps(*by.low)};
   }
-  return {_mm512_loadu_ps(by.mean + i), _mm512_loadu_ps(by.std + i),
-          _mm512_loadu_ps(by.reciprocal + i)};
+  return {_mm512_loadu_ps(by.mean + i), _mm512_loadu_ps(by.high + i), _mm512_loadu_ps(by.low + i)};
 }
 
 ANCHORNET_V4 ANCHORNET_INLINE __m512 normalise16(__m128i bytes, const Statistics16& by) {
@@ -42,9 +41,7 @@ ANCHORNET_V4 ANCHORNET_INLINE __m512 normalise16(__m128i bytes, const Statistics
   // x * high is exact, so that fused or not makes no difference here.
   const __m512 unit = _mm512_fmadd_ps(x, high, _mm512_mul_ps(x, low));
   const __m512 difference = _mm512_sub_ps(unit, by.mean);
-  const __m512 quotient = _mm512_mul_ps(difference, by.reciprocal);
-  const __m512 remainder = _mm512_fnmadd_ps(quotient, by.std, difference);
-  return _mm512_fmadd_ps(remainder, by.reciprocal, quotient);
+  return _mm512_fmadd_ps(difference, by.high, _mm512_mul_ps(difference, by.low));
 }
 
 // A row with its statistics in registers: `kVectors` of them, after which they repeat.
@@ -87,8 +84,8 @@ ANCHORNET_V4 ANCHORNET_INLINE void convert_rows16_from_table(const SourceRows& f
     for (int64_t i = 0; i < count; i += 16) {
       const auto mask = static_cast<__mmask16>(count - i >= 16 ? 0xffff : (1 << (count - i)) - 1);
       const Statistics16 statistics{_mm512_maskz_loadu_ps(mask, by.mean + i),
-                                    _mm512_maskz_loadu_ps(mask, by.std + i),
-                                    _mm512_maskz_loadu_ps(mask, by.reciprocal + i)};
+                                    _mm512_maskz_loadu_ps(mask, by.high + i),
+                                    _mm512_maskz_loadu_ps(mask, by.low + i)};
       const __m128i bytes = _mm_maskz_loadu_epi8(mask, row + i);
       _mm512_mask_storeu_ps(out + i, mask, normalise16(bytes, statistics));
     }
@@ -107,7 +104,7 @@ ANCHORNET_V4 void convert_rows(const SourceRows& from, const TargetRows& to, int
 #define ANCHORNET_V3 __attribute__((target("arch=x86-64-v3")))
 
 struct Statistics8 {
-  __m256 mean, std, reciprocal;
+  __m256 mean, high, low;
 };
 
 ANCHORNET_V3 ANCHORNET_INLINE __m256 normalise8(const char* bytes, const Statistics8& by) {
@@ -116,16 +113,14 @@ ANCHORNET_V3 ANCHORNET_INLINE __m256 normalise8(const char* bytes, const Statist
   const __m256 x = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight));
   const __m256 unit = _mm256_fmadd_ps(x, high, _mm256_mul_ps(x, low));
   const __m256 difference = _mm256_sub_ps(unit, by.mean);
-  const __m256 quotient = _mm256_mul_ps(difference, by.reciprocal);
-  const __m256 remainder = _mm256_fnmadd_ps(quotient, by.std, difference);
-  return _mm256_fmadd_ps(remainder, by.reciprocal, quotient);
+  return _mm256_fmadd_ps(difference, by.high, _mm256_mul_ps(difference, by.low));
 }
 
 ANCHORNET_V3 void convert_rows(const SourceRows& from, const TargetRows& to, int64_t rows,
                                int64_t count, const ByteStatistics& by) {
   const bool one = by.period == 1;
-  Statistics8 statistics{_mm256_set1_ps(*by.mean), _mm256_set1_ps(*by.std),
-                         _mm256_set1_ps(*by.reciprocal)};
+  Statistics8 statistics{_mm256_set1_ps(*by.mean), _mm256_set1_ps(*by.high),
+                         _mm256_set1_ps(*by.low)};
   for (int64_t r = 0; r < rows; ++r) {
     const char* row = from.data + r * from.step;
     float* out = reinterpret_cast<float*>(to.data + r * to.step);
@@ -134,8 +129,8 @@ ANCHORNET_V3 void convert_rows(const SourceRows& from, const TargetRows& to, int
     for (int64_t i = 0, s = 0; i < count; i += 8, s += 8) {
       if (by.period == 3 && s == 24) s = 0;
       if (!one) {
-        statistics = {_mm256_loadu_ps(by.mean + s), _mm256_loadu_ps(by.std + s),
-                      _mm256_loadu_ps(by.reciprocal + s)};
+        statistics = {_mm256_loadu_ps(by.mean + s), _mm256_loadu_ps(by.high + s),
+                      _mm256_loadu_ps(by.low + s)};
       }
       if (i + 8 <= count) {
         _mm256_storeu_ps(out + i, normalise8(row + i, statistics));
@@ -178,9 +173,9 @@ bool quotients_are_exact(float mean, float std) {
     bytes[i] = static_cast<char>(i);
     exact[i] = normalise(static_cast<uint8_t>(i), mean, std);
   }
-  const float reciprocal = 1 / std;
+  const Reciprocal reciprocal(std);
   bytes_to_floats({bytes, 0}, {reinterpret_cast<char*>(quick), 0}, 1, 256,
-                  {&mean, &std, &reciprocal, 1});
+                  {&mean, &std, &reciprocal.high, &reciprocal.low, 1});
   return std::memcmp(quick, exact, sizeof(exact)) == 0;
 }
 

@@ -8,21 +8,31 @@
 
 namespace anchornet::patches {
 
+// 1 / std to twice the precision of a float, in two parts.
+struct Reciprocal {
+  float high, low;
+
+  explicit Reciprocal(float std)
+      : high(1 / std),
+        low(static_cast<float>(1 / static_cast<double>(std) - static_cast<double>(high))) {}
+};
+
 // Statistics of a run of bytes, which repeat with the period of the channels: 1 where the run is of
 // one channel. Of a period other than 1 there are at least 64, and at least as many as a row has
-// bytes unless the period is 3.
+// bytes, and 16, unless the period is 3. high + low is 1 / std.
 struct ByteStatistics {
   const float* mean;
   const float* std;
-  const float* reciprocal;  // 1 / std
+  const float* high;
+  const float* low;
   int64_t period;
 };
 
 // `rows` rows of `count` bytes, each of which starts with the first statistic.
 //
-// Where the processor can, nothing is divided: the quotient is found from the reciprocal and
-// corrected by its remainder, which a fused multiply-add computes exactly. That is the rounded
-// quotient for almost every std, see `quotients_are_exact`.
+// Where the processor has fused multiply-adds, nothing is divided: x / std is x * low, rounded,
+// plus x * high, exact, and the sum is rounded. That is the rounded quotient for almost every std,
+// see `quotients_are_exact`.
 void bytes_to_floats(const SourceRows& from, const TargetRows& to, int64_t rows, int64_t count,
                      const ByteStatistics& by);
 

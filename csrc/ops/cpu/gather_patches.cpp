@@ -137,10 +137,10 @@ class Converter {
   // Rows of `count` elements of one channel.
   void channel(const SourceRows& from, const TargetRows& to, int64_t rows, int64_t count,
                int64_t channel) const {
-    if (!reciprocal_.empty()) {
+    if (!high_.empty()) {
       return bytes_to_floats(
           from, to, rows, count,
-          {&mean_float_[channel], &std_float_[channel], &reciprocal_[channel], 1});
+          {&mean_float_[channel], &std_float_[channel], &high_[channel], &low_[channel], 1});
     }
     const Statistics kind = normalises_ ? Statistics::kOne : Statistics::kNone;
     for (int64_t r = 0; r < rows; ++r) run(from, to, r, 0, count, kind, channel);
@@ -148,10 +148,10 @@ class Converter {
 
   // Rows of `count` elements of whole pixels. `repeat` must have been called before.
   void pixels(const SourceRows& from, const TargetRows& to, int64_t rows, int64_t count) const {
-    if (!reciprocal_.empty() && (channels_ == 1 || channels_ == 3)) {
+    if (!high_.empty() && (channels_ == 1 || channels_ == 3)) {
       return bytes_to_floats(
           from, to, rows, count,
-          {mean_float_.data(), std_float_.data(), reciprocal_.data(), channels_});
+          {mean_float_.data(), std_float_.data(), high_.data(), low_.data(), channels_});
     }
     const Statistics kind = normalises_ ? Statistics::kEach : Statistics::kNone;
     const int64_t piece = normalises_ ? repeated_ : count;
@@ -169,7 +169,7 @@ class Converter {
     channels_ = static_cast<int64_t>(mean_.size());
     repeated_ = (kEnough + channels_ - 1) / channels_ * channels_;
     for (auto* values : {&mean_, &std_}) extend(*values, repeated_ + kPadding);
-    for (auto* values : {&mean_float_, &std_float_, &reciprocal_}) {
+    for (auto* values : {&mean_float_, &std_float_, &high_, &low_}) {
       if (!values->empty()) extend(*values, repeated_ + kPadding);
     }
   }
@@ -236,11 +236,13 @@ class Converter {
     convert_any(from_, source, to_, target, count, kind, mean, std);
   }
 
-  // Keeps 1 / std if that is as good as to divide, for every channel.
+  // Keeps 1 / std if to multiply with it is as good as to divide, for every channel.
   void find_reciprocals() {
     for (size_t c = 0; c < std_float_.size(); ++c) {
-      if (!quotients_are_exact(mean_float_[c], std_float_[c])) return reciprocal_.clear();
-      reciprocal_.push_back(1 / std_float_[c]);
+      if (!quotients_are_exact(mean_float_[c], std_float_[c])) return high_.clear();
+      const Reciprocal reciprocal(std_float_[c]);
+      high_.push_back(reciprocal.high);
+      low_.push_back(reciprocal.low);
     }
   }
 
@@ -249,7 +251,7 @@ class Converter {
   bool normalises_;
   int64_t channels_ = 1, repeated_ = 1;
   std::vector<double> mean_, std_;
-  std::vector<float> mean_float_, std_float_, reciprocal_;
+  std::vector<float> mean_float_, std_float_, high_, low_;
 };
 
 struct Job {

@@ -1,0 +1,69 @@
+"""What a call of an operator costs before its kernel runs, kept low.
+
+A batch of one small image is finished in some microseconds, and so long take a few small tensor
+operations, or torch's Python layer for gradients, as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def call(op: Callable[..., Any], *arguments: Any) -> Any:
+    """`op(*arguments)`, past the layer for gradients where none is wanted.
+
+    That layer is Python for operators of the stable ABI; it would find out the same, and then go on
+    below autograd just like this.
+    """
+    if torch.compiler.is_compiling() or (
+        torch.is_grad_enabled()
+        and any(isinstance(value, Tensor) and value.requires_grad for value in arguments)
+    ):
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
+
+
+_KEPT: dict[tuple[Any, ...], Tensor] = {}
+_MAX_KEPT = 64
+
+
+def _kept(key: tuple[Any, ...], make: Callable[[], Tensor], like: Tensor) -> Tensor:
+    """`make()`, or what it was before for the same key. Nobody writes to such a tensor.
+
+    It is not kept where torch traces or pretends, nor while a CUDA graph is captured, whose memory
+    goes with the graph. Nothing is ever thrown out, since another stream may still be reading it.
+    """
+    if torch.compiler.is_compiling() or type(like) is not Tensor:
+        return make()
+    tensor = _KEPT.get(key)
+    if tensor is None:
+        with torch.inference_mode(False):  # so that it may be saved for a gradient
+            tensor = make()
+        capturing = like.is_cuda and torch.cuda.is_current_stream_capturing()
+        if len(_KEPT) < _MAX_KEPT and not capturing and type(tensor) is Tensor:
+            _KEPT[key] = tensor
+    return tensor
+
+
+def numbers(values: Sequence[float], dtype: torch.dtype, like: Tensor) -> Tensor:
+    """(len(values),) on the device of `like`. The copy to a device is waited for."""
+    key = (*values, dtype, like.device)
+    return _kept(key, lambda: torch.tensor(values, dtype=dtype, device=like.device), like)
+
+
+def images_in_turn(num_images: int, repeats: int, like: Tensor) -> Tensor:
+    """0, ..., 0, 1, ..., 1, ... with `repeats` of each, on the device of `like`."""
+
+    def make() -> Tensor:
+        index = torch.arange(num_images, device=like.device)
+        return index if repeats == 1 else index[:, None].expand(-1, repeats).reshape(-1)
+
+    # On a device another stream could meet it before it is there, and it would be of no use.
+    if like.device.type != "cpu" or num_images * repeats > 1 << 14:
+        return make()
+    return _kept((num_images, repeats), make, like)
