@@ -46,6 +46,7 @@ th { font-weight: 600; white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 td:first-child { white-space: normal; }
 td small { display: block; color: var(--faint); }
+table.facts { margin-top: 1em; }
 table.facts td, table.facts th { text-align: left; white-space: normal;
   overflow-wrap: anywhere; }
 table.facts th { width: 13em; vertical-align: top; font-weight: 400; color: var(--faint); }

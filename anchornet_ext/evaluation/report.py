@@ -340,6 +340,8 @@ def _cost_section(data: ReportData, exits: AnytimeCurve, writer: _Writer) -> str
             why = why_no_curve(data.table, "macs")
             if not curves and why is not None and exits.num_exits > 1:
                 said.append(f"There is no curve: {why}.")
+        if costs == "milliseconds":
+            said.extend(sentences.about_added_times(exits, data.points, data.latency))
         said.extend(sentences.about_cross_fit(curve) for curve in curves[:1])
 
         def draw(theme: Theme, costs: Costs = costs) -> Figure:

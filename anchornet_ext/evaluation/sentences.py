@@ -199,6 +199,29 @@ def about_points(operating: Sequence[OperatingPoint], exits: AnytimeCurve) -> li
     return said
 
 
+def about_added_times(
+    exits: AnytimeCurve, operating: Sequence[OperatingPoint], latency: Latency | None
+) -> list[str]:
+    """What a time that is added up from the steps' times leaves out."""
+    if exits.milliseconds is None:
+        return []
+    said = ["Lines and circles add up the times of the steps, each timed alone in full batches."]
+    times = () if latency is None else latency.times
+    timed = {time.name: time.milliseconds for time in times if time.kind == "point"}
+    real = [
+        f"{milliseconds(timed[point.name])} with {point.name}, whose steps add up to "
+        f"{milliseconds(float(np.dot(point.share, exits.milliseconds)))}"
+        for point in operating
+        if point.name in timed
+    ]
+    if real:
+        said.append(
+            "The lettered points are real runs on some of the images, in which batches shrink as "
+            f"images leave: {'; '.join(real)}."
+        )
+    return said
+
+
 def about_anytime(exits: AnytimeCurve) -> list[str]:
     """What each further step adds, and whether it adds anything."""
     if exits.num_exits == 1:

@@ -107,6 +107,18 @@ def test_speed_on_the_clock() -> None:
     assert "slower (0.50 times the speed)" in second
 
 
+def test_real_runs_are_told_from_added_times() -> None:
+    table = graded_table(200, 2, milliseconds=np.array([1.0, 3.0]))
+    point = operating_point(table, "chosen", ExitPolicy((-1.0,)))
+    times = Latency([MeasuredTime("chosen", "point", 1.7, 1.6, 1.8, 1e9)])
+    said = " ".join(sentences.about_added_times(anytime(table), [point], times))
+    assert "1.70 ms with chosen, whose steps add up to 1.00 ms" in said
+    untimed = " ".join(sentences.about_added_times(anytime(table), [point], None))
+    assert "add up the times of the steps" in untimed
+    assert "real runs" not in untimed
+    assert sentences.about_added_times(anytime(graded_table(200, 2)), [point], times) == []
+
+
 def test_without_a_plain_network_the_last_exit_is_the_reference() -> None:
     exits = [MeasuredTime(f"exit {t}", "exit", t, t, t, t * 1e9) for t in (1, 3, 2)]
     reference = Latency(exits).reference
