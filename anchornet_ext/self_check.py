@@ -96,6 +96,27 @@ def exit_step(device: torch.device) -> None:
     _exact(got.num_active, num_stay)
 
 
+def mbconv_chain(device: torch.device) -> None:
+    """Two blocks: a stem with strides and few channels, and one with a shortcut."""
+
+    def block(channels: int, kernel: int, expanded: int, stride: int) -> ops.MBConvBlock:
+        shapes = [(expanded, channels, kernel, kernel), (expanded,), (expanded, 1, 3, 3)]
+        shapes += [(expanded,), (3, expanded), (3,), (expanded, 3), (expanded,)]
+        shapes += [(20, expanded, 1, 1), (20,)]
+        tensors = [_normal(*shape, device=device) / shape[-1] for shape in shapes]
+        return ops.MBConvBlock._make([*tensors, stride, stride])
+
+    images = _normal(2, 3, 32, 31, device=device)
+    blocks = [block(3, 3, 18, 2), block(20, 1, 50, 1)]
+    parameters = [tensor for block in blocks for tensor in block[:10]]
+    torch.testing.assert_close(
+        ops.mbconv_chain(images, blocks),
+        reference.mbconv_chain(images, parameters, [2, 1], [2, 1], True),
+        rtol=3e-4,
+        atol=1e-4,
+    )
+
+
 #: operator -> its check on a device
 CHECKS: dict[str, Callable[[torch.device], None]] = {
     check.__name__: check
@@ -106,5 +127,6 @@ CHECKS: dict[str, Callable[[torch.device], None]] = {
         scatter_patches,
         scatter_patches_onto,
         exit_step,
+        mbconv_chain,
     )
 }

@@ -3,15 +3,18 @@
 from .class_activation_map import class_activation_map
 from .exit_step import ExitStep, exit_step
 from .gather_patches import gather_patches
+from .mbconv_chain import MBConvBlock, mbconv_chain
 from .scatter_patches import scatter_patches, scatter_patches_onto
 from .select_patches import PatchSelection, select_patches
 
 __all__ = [
     "ExitStep",
+    "MBConvBlock",
     "PatchSelection",
     "class_activation_map",
     "exit_step",
     "gather_patches",
+    "mbconv_chain",
     "scatter_patches",
     "scatter_patches_onto",
     "select_patches",

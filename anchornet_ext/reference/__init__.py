@@ -2,6 +2,7 @@
 
 from .class_activation_map import class_activation_map
 from .exit_step import exit_step
+from .mbconv_chain import mbconv_chain
 from .patches import gather_patches, scatter_patches, scatter_patches_onto
 from .select_patches import select_patches
 
@@ -9,6 +10,7 @@ __all__ = [
     "class_activation_map",
     "exit_step",
     "gather_patches",
+    "mbconv_chain",
     "scatter_patches",
     "scatter_patches_onto",
     "select_patches",

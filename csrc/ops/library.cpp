@@ -32,4 +32,9 @@ STABLE_TORCH_LIBRARY(anchornet_ext, m) {
       "float threshold, Tensor? steps, int step, Tensor? temperatures, float temperature, "
       "bool mean_probabilities) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
+
+  // (B, C', h, w) in channels_last; `parameters` holds ten tensors for each block
+  m.def(
+      "mbconv_chain(Tensor images, Tensor[] parameters, int[] strides, int[] depthwise_strides, "
+      "bool centre_skip) -> Tensor");
 }

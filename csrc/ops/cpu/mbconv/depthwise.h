@@ -1,0 +1,63 @@
+// One row of a depthwise 3x3 convolution with its activation, and the sums over its pixels that
+// squeeze-and-excitation needs: everything that can be done while the row is in registers.
+#pragma once
+
+#include "ops/cpu/mbconv/kernels.h"
+#include "ops/cpu/mbconv/vectors.h"
+
+namespace anchornet::mbconv {
+
+// kPixels neighbouring outputs of one vector of channels, which share most of their inputs.
+template <int W, int kStride, int kPixels>
+ANCHORNET_INLINE void depthwise_pixels(const DepthwiseRow& job, const Vector<W> (&weight)[9],
+                                       Vector<W> bias, int64_t first, int64_t channel,
+                                       Vector<W>& total) {
+  Vector<W> sum[kPixels];
+#pragma GCC unroll 16
+  for (int p = 0; p < kPixels; ++p) sum[p] = bias;
+#pragma GCC unroll 16
+  for (int i = 0; i < 3; ++i) {
+    const float* x = job.row[i] + first * kStride * job.channels + channel;
+#pragma GCC unroll 16
+    for (int j = 0; j < (kPixels - 1) * kStride + 3; ++j) {
+      const Vector<W> value = load<W>(x + j * job.channels);
+#pragma GCC unroll 16
+      for (int p = 0; p < kPixels; ++p) {
+        const int tap = j - p * kStride;
+        if (tap >= 0 && tap < 3) sum[p] += value * weight[i * 3 + tap];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < kPixels; ++p) {
+    const Vector<W> y = silu<W>(sum[p]);
+    store<W>(job.y + (first + p) * job.channels + channel, y);
+    total += y;
+  }
+}
+
+template <int W, int kStride>
+ANCHORNET_INLINE void depthwise_row(const DepthwiseRow& job) {
+  for (int64_t channel = 0; channel < job.channels; channel += W) {
+    Vector<W> weight[9];
+#pragma GCC unroll 16
+    for (int i = 0; i < 9; ++i) weight[i] = load<W>(job.weight + i * job.channels + channel);
+    const Vector<W> bias = load<W>(job.bias + channel);
+    Vector<W> total = load<W>(job.sum + channel);
+    int64_t p = 0;
+    for (; p + 4 <= job.pixels; p += 4) {
+      depthwise_pixels<W, kStride, 4>(job, weight, bias, p, channel, total);
+    }
+    for (; p < job.pixels; ++p) {
+      depthwise_pixels<W, kStride, 1>(job, weight, bias, p, channel, total);
+    }
+    store<W>(job.sum + channel, total);
+  }
+}
+
+template <int W>
+ANCHORNET_INLINE void depthwise_row(const DepthwiseRow& job) {
+  job.stride == 1 ? depthwise_row<W, 1>(job) : depthwise_row<W, 2>(job);
+}
+
+}  // namespace anchornet::mbconv

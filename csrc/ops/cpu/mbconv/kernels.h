@@ -1,0 +1,53 @@
+// The three loops that an MBConv block spends its time in, for the instruction set of this
+// processor. All of them work on channels-last maps whose channels are filled up with zeros to a
+// multiple of `width`.
+#pragma once
+
+#include <cstdint>
+
+namespace anchornet::mbconv {
+
+// Vectors that a panel of packed weights is wide. With 8 pixels at a time (4 where there are 16
+// registers), sums, weights and a pixel's value fill the registers.
+constexpr int kPanelVectors = 3;
+
+// y = x W + bias [+ add] for a grid of rows x pixels; x is read in `segments` runs of `depth`
+// contiguous values, so that a convolution of any kernel size is one too.
+struct Product {
+  int64_t rows, pixels;
+  const float* x;
+  int64_t x_row, x_pixel;         // strides, in elements
+  int64_t segments, depth;        // inputs of an output: segments * depth
+  const int64_t* segment_offset;  // where each run begins, from the pixel's place
+  const float* weight;            // packed, see `pack`
+  const float* bias;              // (channels)
+  int64_t channels;               // of the output, a multiple of `width`
+  float* y;
+  int64_t y_row, y_pixel;
+  const float* add;  // nullptr, or a map of the output's size
+  int64_t add_row, add_pixel;
+};
+
+// y = silu(depthwise 3x3 of three rows + bias), one row of `pixels`; y is added to `sum`.
+struct DepthwiseRow {
+  const float* row[3];
+  const float* weight;  // (9, channels)
+  const float* bias;    // (channels)
+  float* y;             // (pixels, channels)
+  float* sum;           // (channels)
+  int64_t pixels, stride, channels;
+};
+
+struct Kernels {
+  int64_t width;  // floats in a vector
+  void (*product)(const Product& job);
+  void (*depthwise_row)(const DepthwiseRow& job);
+  void (*silu)(float* x, int64_t count);     // in place; `count` is a multiple of `width`
+  void (*sigmoid)(float* x, int64_t count);  // likewise
+};
+
+// The best that this processor can run, or less where the environment variable ATEN_CPU_CAPABILITY
+// (default, avx2, avx512), which limits torch's own kernels, says so.
+const Kernels& kernels();
+
+}  // namespace anchornet::mbconv

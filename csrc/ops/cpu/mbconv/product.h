@@ -1,0 +1,105 @@
+// Products of many pixels with a small matrix: what 1x1 convolutions, the first convolution and
+// squeeze-and-excitation come down to.
+//
+// Weights are packed in panels of up to kPanelVectors vectors of outputs, a panel holding the
+// weights of its first input, its second and so on. A tile of kTile pixels by one panel is summed
+// in registers.
+#pragma once
+
+#include "ops/cpu/mbconv/kernels.h"
+#include "ops/cpu/mbconv/vectors.h"
+
+namespace anchornet::mbconv {
+
+// Registers: 32 with 16 floats each, 16 otherwise.
+template <int W>
+constexpr int kTile = W == 16 ? 8 : 4;
+
+template <int W, int kVectors, int kPixels>
+ANCHORNET_INLINE void product_tile(const Product& job, const float* x, const float* weight,
+                                   const float* bias, float* y, const float* add) {
+  Vector<W> sum[kPixels][kVectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) {
+    const Vector<W> start = load<W>(bias + v * W);
+#pragma GCC unroll 16
+    for (int p = 0; p < kPixels; ++p) sum[p][v] = start;
+  }
+  for (int64_t s = 0; s < job.segments; ++s) {
+    const float* run = x + job.segment_offset[s];
+    for (int64_t k = 0; k < job.depth; ++k, ++run, weight += kVectors * W) {
+      Vector<W> w[kVectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) w[v] = load<W>(weight + v * W);
+#pragma GCC unroll 16
+      for (int p = 0; p < kPixels; ++p) {
+        const float value = run[p * job.x_pixel];
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) sum[p][v] += value * w[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < kPixels; ++p) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      Vector<W> out = sum[p][v];
+      if (add != nullptr) out += load<W>(add + p * job.add_pixel + v * W);
+      store<W>(y + p * job.y_pixel + v * W, out);
+    }
+  }
+}
+
+// Picks the instantiation for `pixels` in [1, kTile].
+template <int W, int kVectors, int kPixels = kTile<W>>
+ANCHORNET_INLINE void product_tile_of(int64_t pixels, const Product& job, const float* x,
+                                      const float* weight, const float* bias, float* y,
+                                      const float* add) {
+  if constexpr (kPixels > 1) {
+    if (pixels < kPixels) {
+      return product_tile_of<W, kVectors, kPixels - 1>(pixels, job, x, weight, bias, y, add);
+    }
+  }
+  product_tile<W, kVectors, kPixels>(job, x, weight, bias, y, add);
+}
+
+template <int W, int kVectors>
+ANCHORNET_INLINE void product_panel(const Product& job, const float* weight, int64_t first) {
+  // Tiles of nearly the same size: a tile of one or two pixels would wait for its own sums.
+  const int64_t tiles = (job.pixels + kTile<W> - 1) / kTile<W>;
+  for (int64_t r = 0; r < job.rows; ++r) {
+    const float* x = job.x + r * job.x_row;
+    float* y = job.y + r * job.y_row + first;
+    const float* add = job.add == nullptr ? nullptr : job.add + r * job.add_row + first;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t begin = t * job.pixels / tiles, end = (t + 1) * job.pixels / tiles;
+      product_tile_of<W, kVectors>(end - begin, job, x + begin * job.x_pixel, weight,
+                                   job.bias + first, y + begin * job.y_pixel,
+                                   add == nullptr ? nullptr : add + begin * job.add_pixel);
+    }
+  }
+}
+
+template <int W>
+ANCHORNET_INLINE void product(Product job) {
+  // Rows that follow one another are one long row.
+  if (job.add == nullptr && job.x_row == job.pixels * job.x_pixel &&
+      job.y_row == job.pixels * job.y_pixel) {
+    job.pixels *= job.rows;
+    job.rows = 1;
+  }
+  const int64_t depth = job.segments * job.depth;
+  for (int64_t first = 0; first < job.channels; first += kPanelVectors * W) {
+    const float* weight = job.weight + first * depth;
+    const int64_t vectors = (job.channels - first) / W;
+    if (vectors >= 3) {
+      product_panel<W, 3>(job, weight, first);
+    } else if (vectors == 2) {
+      product_panel<W, 2>(job, weight, first);
+    } else {
+      product_panel<W, 1>(job, weight, first);
+    }
+  }
+}
+
+}  // namespace anchornet::mbconv
