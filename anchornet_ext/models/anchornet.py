@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from anchornet_ext import _extension
+
 Skip = Literal["centre", "top_left"]
 
 
@@ -29,10 +31,13 @@ BLOCKS = (
     BlockSetting(1.5, 96, 1),
 )
 STEM_CHANNELS = 16
+STEM_STRIDE = 2
 FEATURE_CHANNELS = BLOCKS[-1].out_channels
 EXPANDED_CHANNELS = 512
 PATCH_SIZE = 95
 STRIDE = 8
+#: Of each block's first convolution (the stem, then expansions) and depthwise convolution.
+_FUSED_STRIDES = ([STEM_STRIDE, 1, 1, 1, 1, 1, 1], [block.stride for block in BLOCKS])
 
 
 class ConvNormAct(nn.Module):
@@ -131,7 +136,7 @@ class MBConv(nn.Module):
 
 
 def _build_stem(in_channels: int, folded: bool) -> ConvNormAct:
-    return ConvNormAct(in_channels, STEM_CHANNELS, 3, stride=2, folded=folded)
+    return ConvNormAct(in_channels, STEM_CHANNELS, 3, stride=STEM_STRIDE, folded=folded)
 
 
 def _build_blocks(skip: Skip, folded: bool) -> nn.Sequential:
@@ -322,6 +327,13 @@ class FoldedAnchorNet(nn.Module):
     """AnchorNet for inference: no batch norm, no 512-channel map. Made by `AnchorNet.fold`.
 
     Has `features`, `logits`, `forward`, `class_weight` and `class_bias` with AnchorNet's meaning.
+
+    On the CPU, in float32 and where no gradient is wanted, `features` is one operator,
+    `ops.mbconv_chain`, also under `torch.compile`. Otherwise (another device or dtype, autocast,
+    export, a hook on a submodule) it is the submodules' PyTorch code. Both agree up to rounding.
+
+    Attributes:
+        fused: set it to False to have the submodules run in any case, for comparison.
     """
 
     patch_size = PATCH_SIZE
@@ -339,12 +351,52 @@ class FoldedAnchorNet(nn.Module):
         self.stem = _build_stem(in_channels, folded=True)
         self.blocks = _build_blocks(skip, folded=True)
         self.classifier = nn.Linear(FEATURE_CHANNELS, num_classes)
+        self.fused = True
 
     def features(self, images: Tensor) -> Tensor:
         """X (B, 96, h, w) in channels_last; see `AnchorNet.features`."""
         _check_images(images, self.in_channels)
-        out: Tensor = self.blocks(self.stem(images.contiguous(memory_format=torch.channels_last)))
+        parameters = self._fused_parameters(images)
+        out: Tensor
+        if parameters is None:
+            images = images.contiguous(memory_format=torch.channels_last)
+            out = self.blocks(self.stem(images))
+        else:
+            out = torch.ops.anchornet_ext.mbconv_chain(
+                images, parameters, *_FUSED_STRIDES, self.skip == "centre"
+            )
         return out
+
+    def _fused_parameters(self, images: Tensor) -> list[Tensor] | None:
+        """What `ops.mbconv_chain` takes, or None where the submodules have to run.
+
+        Called for every batch, so that changed weights and modules count, and therefore in haste:
+        `nn.Module.modules` and `__getattr__` would take longer than a small image does.
+        """
+        if not (
+            self.fused
+            and _extension.available()
+            and images.is_cpu
+            and images.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_exporting()
+        ):
+            return None
+        # The modules were registered in the operator's order; the stem takes the place of the
+        # expansion that the first block has not.
+        parameters: list[Tensor] = []
+        waiting: list[nn.Module] = [self.blocks, self.stem]
+        while waiting:
+            module = waiting.pop()
+            if module._forward_hooks or module._forward_pre_hooks:
+                return None
+            parameters += [p for p in module._parameters.values() if p is not None]
+            waiting += [m for m in reversed(module._modules.values()) if m is not None]
+        if not all(p.is_cpu and p.dtype == torch.float32 for p in parameters):
+            return None
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (images, *parameters)):
+            return None
+        return parameters
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits (B, N) of features (B, 96, h, w)."""
