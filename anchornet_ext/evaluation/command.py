@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from anchornet_ext._arguments import argument, count, positive, seconds, usable_cores
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.policy import quantities
 from anchornet_ext.policy.exit_policy import ExitPolicy
@@ -52,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     weights.add_argument("--pretrained", action="store_true", help="its published ImageNet weights")
     plain.add_argument(
-        "--image-size", type=_positive, metavar="PIXELS", help="side of the image it sees (224)"
+        "--image-size", type=positive, metavar="PIXELS", help="side of the image it sees (224)"
     )
     plain.add_argument(
         "--resize-size",
-        type=_positive,
+        type=positive,
         metavar="PIXELS",
         help="short side of the photo, out of whose middle the image is cut (8/7 of --image-size)",
     )
@@ -78,13 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "not know them (default: the class folders' names, sorted)",
     )
     data.add_argument(
-        "--limit", type=_positive, metavar="N", help="only N photos, spread over the classes"
+        "--limit", type=positive, metavar="N", help="only N photos, spread over the classes"
     )
 
     report = parser.add_argument_group("report")
     report.add_argument(
         "--operating-points",
-        type=_budgets,
+        type=argument(_budgets),
         metavar="A,B,...",
         help="mean multiply-adds to fit thresholds for, 150M or 1.2G each (default: three between "
         "the first and the last exit)",
@@ -116,7 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     report.add_argument(
         "--latency-images",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="photos to time real early exit on (default: what takes about a minute and a half, "
         "at most 256)",
@@ -136,22 +136,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="delete the evaluation that is in REPORT"
     )
     run.add_argument(
-        "--batch-size", type=_positive, default=32, metavar="N", help="photos at a time (32)"
+        "--batch-size", type=positive, default=32, metavar="N", help="photos at a time (32)"
     )
     run.add_argument(
         "--chunk-size",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="photos of a part; parts are what is resumed and what processes share "
         "(default: by the number of photos, at most 4096)",
     )
     run.add_argument(
-        "--workers", type=_count, metavar="N", help="loading processes (default: cores, at most 8)"
+        "--workers", type=count, metavar="N", help="loading processes (default: cores, at most 8)"
     )
     run.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)"
     )
-    run.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (torch's)")
+    run.add_argument("--threads", type=positive, metavar="N", help="CPU threads (torch's)")
     run.add_argument(
         "--no-temperatures",
         action="store_true",
@@ -160,7 +160,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--log-interval",
-        type=_seconds,
+        type=seconds,
         default=5.0,
         metavar="S",
         help="seconds between progress lines where there is no terminal (5)",
@@ -175,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
     """
     options = CollectOptions(
         batch_size=args.batch_size,
-        workers=min(8, _usable_cores()) if args.workers is None else args.workers,
+        workers=min(8, usable_cores()) if args.workers is None else args.workers,
         part_size=args.chunk_size,
         grid=not args.no_temperatures,
         resume=args.resume,
@@ -401,42 +401,5 @@ def _timed(
     return replace(data, latency=latency, notes=notes)
 
 
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _budgets(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(quantities.macs(word) for word in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _positive(text: str) -> int:
-    return _integer(text, 1)
-
-
-def _count(text: str) -> int:
-    return _integer(text, 0)
-
-
-def _integer(text: str, lowest: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = lowest - 1
-    if value < lowest:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {lowest} on")
-    return value
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value
+    return tuple(quantities.macs(word) for word in text.split(","))

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from anchornet_ext._arguments import positive
 from anchornet_ext._files import write_whole
 from anchornet_ext.data.crop_geometry import CropGeometry
 from anchornet_ext.data.photos import PHOTO_SUFFIXES, read_photo
@@ -63,23 +64,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     exits.add_argument(
         "--exit",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="let every photo use exactly N inputs (1 is the glance alone)",
     )
     parser.add_argument(
-        "--top", type=_positive, default=1, metavar="K", help="show the K most probable classes"
+        "--top", type=positive, default=1, metavar="K", help="show the K most probable classes"
     )
     parser.add_argument(
         "--batch",
-        type=_positive,
+        type=positive,
         default=32,
         metavar="N",
         help="photos classified together (default: %(default)s)",
     )
     parser.add_argument(
         "--workers",
-        type=_positive,
+        type=positive,
         default=2,
         metavar="N",
         help="threads that read photos (default: %(default)s)",
@@ -102,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)"
     )
     parser.add_argument(
-        "--threads", type=_positive, metavar="N", help="CPU threads (default: torch's)"
+        "--threads", type=positive, metavar="N", help="CPU threads (default: torch's)"
     )
 
 
@@ -356,16 +357,6 @@ def _thresholds(text: str) -> tuple[float, ...]:
     if any(value != value for value in values):
         raise argparse.ArgumentTypeError(f"{text!r} has a threshold that is not a number")
     return values
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
-    return value
 
 
 def _complain(message: str) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from anchornet_ext._arguments import argument
 from anchornet_ext._files import write_whole
 from anchornet_ext._version import __version__
 
@@ -47,19 +47,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     goal = parser.add_mutually_exclusive_group(required=True)
     goal.add_argument(
         "--budget",
-        type=_argument(quantities.macs),
+        type=argument(quantities.macs),
         metavar="MACS",
         help="multiply-adds that an image may cost on average: 1.25G, 800M, 1.25e9",
     )
     goal.add_argument(
         "--accuracy",
-        type=_argument(quantities.share),
+        type=argument(quantities.share),
         metavar="SHARE",
         help="share of right answers to reach at the lowest cost: 0.74 or 74%%",
     )
     goal.add_argument(
         "--latency",
-        type=_argument(quantities.milliseconds),
+        type=argument(quantities.milliseconds),
         metavar="TIME",
         help="time that an image may take on average: 3ms, 250us; needs measured times",
     )
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cost",
-        type=_argument(_costs),
+        type=argument(_costs),
         metavar="A,B,...",
         help="multiply-adds of an image that leaves at each exit, for a table that has none or "
         "others: 0.79G,1.64G,...",
@@ -374,15 +374,3 @@ def _curve(table: ExitTable, recipe: Recipe, policy: ExitPolicy) -> str:
 
 def _costs(text: str) -> list[float]:
     return [quantities.macs(word) for word in text.split(",")]
-
-
-def _argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """For argparse, which shows the message of its own error only."""
-
-    def parsed(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parsed

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from anchornet_ext._arguments import usable_cores
 from anchornet_ext.data.image_folder import Samples, find_training_images
 from anchornet_ext.data.sources import CachedSource, FileSource
 from anchornet_ext.data.transforms import Preprocessing
@@ -191,7 +192,7 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"{flag} must be {wanted}, not {value}")
 
     if args.workers is None:
-        args.workers = min(8, _usable_cores())
+        args.workers = min(8, usable_cores())
     need(args.workers >= 0, "--workers", "at least 0", args.workers)
     need(args.threads is None or args.threads >= 1, "--threads", "at least 1", args.threads)
     side = args.cache_short_side
@@ -205,12 +206,6 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--resume and --overwrite exclude each other")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {str(args.out)!r} is not a folder")
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _digest(samples: Samples) -> str:
