@@ -33,8 +33,9 @@ class Outcome(NamedTuple):
     step_label: Tensor
     top_left: Tensor
     anchor_label: Tensor
+    """(A,): like the map, without a meaning for images that AnchorNet has not seen."""
     activation_map: Tensor
-    """(A, h, w): without a meaning for images that AnchorNet has not seen."""
+    """(A, h, w)"""
 
 
 class Pending:
@@ -85,7 +86,7 @@ class StreamState:
         self._planned = torch.full(
             (slots, rules.num_exits - 1, 2), -1, dtype=torch.int64, device=self._device
         )
-        self._anchor_label = self._planned.new_full((slots,), -1)  # (S,)
+        self._anchor_label = self._planned.new_zeros(slots)  # (S,)
         self._map = torch.zeros(
             slots, *map_size(classifier, passes.image_size), dtype=sums, device=self._device
         )  # (S, h, w)
@@ -133,7 +134,6 @@ class StreamState:
         self, slots: Sequence[int], rows: Tensor, new: Sequence[Tensor], filled: int
     ) -> Tensor:
         self._exits.clear(rows)
-        self._anchor_label[rows] = -1
         if self._device.type == "cpu":
             small = self._take_in_one_by_one(slots, new)
         else:

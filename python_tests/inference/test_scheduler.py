@@ -155,15 +155,27 @@ def test_the_passes_are_as_few_as_the_inputs_allow() -> None:
 
 
 def test_the_last_images_run_the_longest_ways_first() -> None:
-    # Of six images in batches of four, in the order in which they wait, two would be left to go the
-    # last steps on their own. The least advanced first, 6 * 4 inputs fit into six whole passes.
-    scheduler = Scheduler(6, 4, 5, PLENTY)
-    slots = {scheduler.admit() for _ in range(6)}
-    sizes: dict[Pass, list[int]] = {kind: [] for kind in Pass}
-    while (work := scheduler.next(more=False)) is not None:
-        sizes[work.kind].append(len(work.slots))
-        scheduler.finish(work, slots)
-    assert sizes == {Pass.GLANCE: [4, 2], Pass.LOCALISE: [4, 2], Pass.FOCUS: [4] * 6}
+    scheduler = Scheduler(8, 4, 5, PLENTY)
+
+    def run(count: int, more: bool) -> list[tuple[Pass, int]]:
+        done = []
+        for _ in range(count):
+            work = scheduler.next(more)
+            assert work is not None
+            done.append((work.kind, len(work.slots)))
+            scheduler.finish(work, range(8))
+        return done
+
+    for _ in range(4):
+        scheduler.admit()
+    assert run(5, more=True) == [(Pass.GLANCE, 4), (Pass.LOCALISE, 4), *[(Pass.FOCUS, 4)] * 3]
+    for _ in range(2):
+        scheduler.admit()
+    # Four images have one input to go, the two new ones have four. Had the four gone first, the two
+    # would have run alone four times.
+    ends = [(Pass.FOCUS, 4), (Pass.FOCUS, 4), (Pass.FOCUS, 2), (Pass.FOCUS, 2)]
+    assert run(6, more=False) == [(Pass.GLANCE, 2), (Pass.LOCALISE, 2), *ends]
+    assert scheduler.is_empty
 
 
 def test_an_image_that_waits_alone_is_not_forgotten() -> None:
