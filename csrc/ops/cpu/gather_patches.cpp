@@ -3,6 +3,7 @@
 #include "ops/gather_patches.h"
 
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "common/parallel.h"
@@ -165,10 +166,13 @@ class Converter {
   // Lines up the statistics for pixels.
   void repeat() {
     if (!normalises_) return;
-    constexpr int64_t kEnough = 256, kPadding = 16;  // the second for whole vectors at the end
+    constexpr int64_t kEnough = 128, kPadding = 16;  // the second for whole vectors at the end
     channels_ = static_cast<int64_t>(mean_.size());
     repeated_ = (kEnough + channels_ - 1) / channels_ * channels_;
-    for (auto* values : {&mean_, &std_}) extend(*values, repeated_ + kPadding);
+    if (to_ == ScalarType::Double) {
+      for (auto* values : {&mean_, &std_}) extend(*values, repeated_ + kPadding);
+      return;
+    }
     for (auto* values : {&mean_float_, &std_float_, &high_, &low_}) {
       if (!values->empty()) extend(*values, repeated_ + kPadding);
     }
@@ -328,7 +332,7 @@ void gather_rearranged(const Job& job) {
   const bool copies = job.converter.is_copy();
   const int64_t fits = std::max<int64_t>(1, kTileBytes / pixel_bytes);  // pixels
   const int64_t tile_width = std::min(width, fits);
-  const int64_t tile_height = std::max<int64_t>(1, fits / width);
+  const int64_t tile_height = std::clamp<int64_t>(fits / width, 1, height);
   // Of pixel (y, x) in the output, in elements; its channels are `plane` apart.
   const int64_t column = g.channels_last ? g.channels : 1;
   const int64_t plane = g.channels_last ? 1 : height * width;
@@ -339,18 +343,19 @@ void gather_rearranged(const Job& job) {
   parallel_over(
       g.num_patches * height, width * g.channels * (job.in_size + job.out_size),
       [&](int64_t begin, int64_t end) {
-        std::vector<char> tile(copies ? 0 : tile_width * tile_height * pixel_bytes);
+        const int64_t tile_bytes = copies ? 0 : tile_width * tile_height * pixel_bytes;
+        const auto tile = std::make_unique_for_overwrite<char[]>(tile_bytes);
         const auto convert = [&](int64_t m, int64_t y, int64_t x, int64_t rows, int64_t columns) {
           // Whole rows, or a part of one: either way a single run of the output.
           const int64_t pixels = rows * columns, bytes = pixels * job.in_size;
           const int64_t row_bytes = columns * column * job.in_size;
-          rearrange(job, job.rows(m, y, x), {tile.data(), row_bytes}, bytes, rows, columns);
+          rearrange(job, job.rows(m, y, x), {tile.get(), row_bytes}, bytes, rows, columns);
           char* to = target(m, y, x);
           if (g.channels_last) {
-            return job.converter.pixels({tile.data(), 0}, {to, 0}, 1, pixels * g.channels);
+            return job.converter.pixels({tile.get(), 0}, {to, 0}, 1, pixels * g.channels);
           }
           for (int64_t c = 0; c < g.channels; ++c) {
-            job.converter.channel({tile.data() + c * bytes, 0}, {to + c * plane * job.out_size, 0},
+            job.converter.channel({tile.get() + c * bytes, 0}, {to + c * plane * job.out_size, 0},
                                   1, pixels, c);
           }
         };
