@@ -60,6 +60,17 @@ def gather_patches(device: torch.device) -> None:
     )
 
 
+def resize_images(device: torch.device) -> None:
+    """Sums of sixteen pixels."""
+    images = _normal(2, 3, 31, 24, device=device)
+    torch.testing.assert_close(
+        ops.resize_images(images, (9, 11)),
+        reference.resize_images(images, (9, 11)),
+        rtol=0,
+        atol=1e-4,
+    )
+
+
 def scatter_patches(device: torch.device) -> None:
     """Sums are in a fixed order, so they are exact too."""
     patches = _normal(3, 3, 4, 5, device=device)
@@ -124,6 +135,7 @@ CHECKS: dict[str, Callable[[torch.device], None]] = {
         class_activation_map,
         select_patches,
         gather_patches,
+        resize_images,
         scatter_patches,
         scatter_patches_onto,
         exit_step,

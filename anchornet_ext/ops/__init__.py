@@ -4,6 +4,7 @@ from .class_activation_map import class_activation_map
 from .exit_step import ExitStep, exit_step
 from .gather_patches import gather_patches
 from .mbconv_chain import MBConvBlock, mbconv_chain
+from .resize_images import resize_images
 from .scatter_patches import scatter_patches, scatter_patches_onto
 from .select_patches import PatchSelection, select_patches
 
@@ -15,6 +16,7 @@ __all__ = [
     "exit_step",
     "gather_patches",
     "mbconv_chain",
+    "resize_images",
     "scatter_patches",
     "scatter_patches_onto",
     "select_patches",

@@ -124,11 +124,6 @@ def call_native(
         raise
 
 
-def is_channels_last_only(tensor: Tensor) -> bool:
-    """channels_last and not contiguous as well, as a tensor with one channel can be."""
-    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-
-
 def _as_tensor(value: Any) -> Tensor:
     """torch.ops is untyped."""
     assert isinstance(value, Tensor)

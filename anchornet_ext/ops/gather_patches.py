@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from ._calls import numbers
-from ._patch_places import (
-    call_native,
-    check_patch_fits,
-    flatten_places,
-    is_channels_last_only,
-    patch_size_pair,
+from ._images import (
+    FLOAT_DTYPES,
+    check_images,
+    empty_result,
+    raise_zero_in,
+    statistics,
+    wants_channels_last,
 )
-
-_FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+from ._patch_places import call_native, check_patch_fits, flatten_places, patch_size_pair
 
 
 def gather_patches(
@@ -72,21 +71,15 @@ def gather_patches(
         TypeError: a dtype that is not supported.
         ImportError: the native library is missing.
     """
-    _check_images(images)
+    check_images(images)
     _extension.require_device(images.device)
     size = patch_size_pair(patch_size)
     num_images, _, height, width = images.shape
     check_patch_fits(size, (height, width))
     index, corners = flatten_places(top_left, image_index, num_images, images.device)
-    if (mean is None) != (std is None):
-        raise ValueError("mean and std must be given together")
-    normalises = mean is not None
-    dtype = _patch_dtype(images.dtype, dtype, normalises)
-    means = _statistic("mean", mean, images, dtype)
-    stds = _statistic("std", std, images, dtype)
-    channels_last = _is_channels_last(images, memory_format)
-    if std is not None and (validate or not isinstance(std, Tensor) or std.device.type == "cpu"):
-        _check_no_zero(std, kernel_checks=images.device.type == "cpu")
+    dtype = _patch_dtype(images.dtype, dtype, mean is not None)
+    means, stds = statistics("gather_patches", mean, std, images, dtype, validate)
+    channels_last = wants_channels_last(images, memory_format)
     try:
         return call_native(
             torch.ops.anchornet_ext.gather_patches.default,
@@ -96,73 +89,19 @@ def gather_patches(
         )
     except RuntimeError:
         if stds is not None and stds.device.type == "cpu":
-            _check_no_zero(stds)
+            raise_zero_in(stds)
         raise
-
-
-def _check_images(images: Tensor) -> None:
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a tensor, got {type(images).__name__}")
-    if images.dtype != torch.uint8 and images.dtype not in _FLOAT_DTYPES:
-        raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
-    if images.dim() != 4:
-        raise ValueError(f"images must be (N, C, H, W), got {tuple(images.shape)}")
 
 
 def _patch_dtype(images: torch.dtype, dtype: torch.dtype | None, normalises: bool) -> torch.dtype:
     if dtype is None:
         return torch.float32 if normalises and images == torch.uint8 else images
-    if dtype in _FLOAT_DTYPES:
+    if dtype in FLOAT_DTYPES:
         return dtype
     if dtype == torch.uint8 and images == torch.uint8 and not normalises:
         return dtype
     what = "normalised images" if normalises else f"{images} images"
     raise TypeError(f"dtype for {what} cannot be {dtype}")
-
-
-def _statistic(
-    name: str, value: Tensor | Sequence[float] | None, images: Tensor, dtype: torch.dtype
-) -> Tensor | None:
-    """`value` on the device of the images, where it was given."""
-    if value is None:
-        return None
-    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-    if not isinstance(value, Tensor):
-        value = numbers(value, accumulate, images)
-    if value.requires_grad:
-        raise ValueError(f"{name} is a constant of gather_patches, but it requires a gradient")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {value.dtype}")
-    if value.dim() != 1 or value.shape[0] != images.shape[1]:
-        raise ValueError(
-            f"{name} must be (C,) with C = {images.shape[1]}, got {tuple(value.shape)}"
-        )
-    return value if value.device == images.device else value.to(images.device)
-
-
-def _check_no_zero(std: Tensor | Sequence[float], kernel_checks: bool = False) -> None:
-    """Reads `std`, unless it is a tensor that the CPU kernel will look at.
-
-    Only when that one refuses is it looked up here, to raise a ValueError, so that good calls do
-    not pay for the check twice.
-    """
-    if isinstance(std, Tensor):
-        if kernel_checks or torch.compiler.is_compiling():
-            return
-        std = std.tolist()
-    if 0 in std:
-        raise ValueError(f"std must not be zero, got {[float(value) for value in std]}")
-
-
-def _is_channels_last(images: Tensor, memory_format: torch.memory_format | None) -> bool:
-    if memory_format is None:
-        return is_channels_last_only(images)
-    if memory_format not in (torch.contiguous_format, torch.channels_last):
-        raise ValueError(
-            "memory_format must be torch.contiguous_format, torch.channels_last or None, "
-            f"got {memory_format}"
-        )
-    return memory_format == torch.channels_last
 
 
 def _fake(
@@ -176,12 +115,8 @@ def _fake(
     dtype: torch.dtype,
     channels_last: bool,
 ) -> Tensor:
-    return torch.empty(
-        (image_index.shape[0], images.shape[1], patch_height, patch_width),
-        dtype=dtype,
-        device=images.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-    )
+    size = (image_index.shape[0], images.shape[1], patch_height, patch_width)
+    return empty_result(size, images, dtype, channels_last)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from ._patch_places import call_native, check_patch_fits, flatten_places, is_channels_last_only
+from ._images import is_channels_last_only
+from ._patch_places import call_native, check_patch_fits, flatten_places
 
 _FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

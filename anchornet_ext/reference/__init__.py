@@ -4,6 +4,7 @@ from .class_activation_map import class_activation_map
 from .exit_step import exit_step
 from .mbconv_chain import mbconv_chain
 from .patches import gather_patches, scatter_patches, scatter_patches_onto
+from .resize_images import resize_images
 from .select_patches import select_patches
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "exit_step",
     "gather_patches",
     "mbconv_chain",
+    "resize_images",
     "scatter_patches",
     "scatter_patches_onto",
     "select_patches",

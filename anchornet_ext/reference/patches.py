@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def _normalise(crop: Tensor, mean: Tensor | None, std: Tensor | None, dtype: torch.dtype) -> Tensor:
+def normalise(crop: Tensor, mean: Tensor | None, std: Tensor | None, dtype: torch.dtype) -> Tensor:
     if mean is None or std is None:
         return crop.to(dtype)
     accumulate = torch.promote_types(dtype, torch.float32)
@@ -32,7 +32,7 @@ def gather_patches(
         byte_to_unit = mean is not None and images.dtype == torch.uint8
         dtype = torch.float32 if byte_to_unit else images.dtype
     crops = [
-        _normalise(images[i, :, r : r + height, c : c + width], mean, std, dtype)
+        normalise(images[i, :, r : r + height, c : c + width], mean, std, dtype)
         for i, (r, c) in zip(image_index.tolist(), top_left.tolist(), strict=True)
     ]
     if not crops:

@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "ops/normalise.h"
 #include "ops/patches.h"
 
 namespace anchornet::patches {
@@ -16,15 +17,6 @@ struct Gather {
   bool channels_last;
 };
 
-inline void check_statistic(const char* name, const Tensor& value, const Tensor& images) {
-  STD_TORCH_CHECK(is_float_type(value.scalar_type()), "gather_patches: ", name,
-                  " must be a floating-point tensor, got ", text_of(value.scalar_type()));
-  STD_TORCH_CHECK(value.dim() == 1 && value.size(0) == images.size(1), "gather_patches: ", name,
-                  " must be (C) with C = ", images.size(1), ", got shape ", shape_of(value));
-  STD_TORCH_CHECK(value.device() == images.device(), "gather_patches: ", name,
-                  " must be on the device of the images");
-}
-
 // Throws on anything that can be known without reading a value; then says what is to be done.
 inline Gather plan_gather(const Tensor& images, const Tensor& image_index, const Tensor& top_left,
                           int64_t patch_height, int64_t patch_width,
@@ -35,10 +27,7 @@ inline Gather plan_gather(const Tensor& images, const Tensor& image_index, const
                   "gather_patches: images must be uint8 or floating point, got ", text_of(from));
   STD_TORCH_CHECK(images.dim() == 4, "gather_patches: images must be (N, C, H, W), got shape ",
                   shape_of(images));
-  STD_TORCH_CHECK(mean.has_value() == std.has_value(),
-                  "gather_patches: mean and std must be given together");
-  if (mean) check_statistic("mean", *mean, images);
-  if (std) check_statistic("std", *std, images);
+  check_statistics("gather_patches", mean, std, images);
   const bool stays_bytes = from == ScalarType::Byte && dtype == ScalarType::Byte && !mean;
   STD_TORCH_CHECK(is_float_type(dtype) || stays_bytes, "gather_patches: cannot turn ",
                   mean ? "normalised " : "", text_of(from), " images into ", text_of(dtype),

@@ -17,6 +17,11 @@ STABLE_TORCH_LIBRARY(anchornet_ext, m) {
       "SymInt patch_width, Tensor? mean, Tensor? std, ScalarType dtype, bool channels_last) -> "
       "Tensor");
 
+  // (N, C, height, width); bicubic, corners aligned
+  m.def(
+      "resize_images(Tensor images, SymInt height, SymInt width, Tensor? mean, Tensor? std, "
+      "ScalarType dtype, bool channels_last) -> Tensor");
+
   // (N, C, H, W); patches are summed where they overlap
   m.def(
       "scatter_patches(Tensor patches, Tensor image_index, Tensor top_left, SymInt num_images, "

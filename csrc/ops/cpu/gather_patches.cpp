@@ -119,11 +119,9 @@ class Converter {
         to_size_(size_of(to)),
         normalises_(mean.has_value()) {
     if (!normalises_) return;
-    read(*mean, mean_);
-    read(*std, std_);
-    for (size_t c = 0; c < std_.size(); ++c) {
-      STD_TORCH_CHECK(std_[c] != 0, "gather_patches: std must not be zero, got 0 for channel ", c);
-    }
+    mean_ = read_statistic(*mean);
+    std_ = read_statistic(*std);
+    check_no_zero("gather_patches", std_);
     mean_float_.assign(mean_.begin(), mean_.end());
     std_float_.assign(std_.begin(), std_.end());
     // To try all bytes costs as much as to convert some hundred.
@@ -203,20 +201,6 @@ class Converter {
     int64_t size = 0;
     for_float_or_byte_type(type, [&](auto tag) { size = sizeof(typename decltype(tag)::type); });
     return size;
-  }
-
-  // Without a conversion where there need not be one: calls into torch take a microsecond.
-  static void read(const Tensor& values, std::vector<double>& out) {
-    const int64_t count = values.size(0), stride = values.stride(0);
-    out.resize(count);
-    if (values.scalar_type() == ScalarType::Float) {
-      const float* data = values.const_data_ptr<float>();
-      for (int64_t c = 0; c < count; ++c) out[c] = data[c * stride];
-      return;
-    }
-    const Tensor wide = torch::stable::to(values, ScalarType::Double);
-    const double* data = wide.const_data_ptr<double>();
-    for (int64_t c = 0; c < count; ++c) out[c] = data[c * wide.stride(0)];
   }
 
   template <typename T>

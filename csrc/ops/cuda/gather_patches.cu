@@ -68,14 +68,6 @@ void launch_any(ScalarType from, ScalarType to, const Arguments&... arguments) {
   });
 }
 
-// Contiguous, in the type of the arithmetic; as it is where it is so already.
-std::optional<Tensor> statistic(const std::optional<Tensor>& values, ScalarType dtype) {
-  if (!values) return std::nullopt;
-  const bool wide = dtype == ScalarType::Double;
-  return torch::stable::contiguous(
-      torch::stable::to(*values, wide ? ScalarType::Double : ScalarType::Float));
-}
-
 Tensor gather_patches(Tensor images, Tensor image_index, Tensor top_left, int64_t patch_height,
                       int64_t patch_width, std::optional<Tensor> mean, std::optional<Tensor> std,
                       ScalarType dtype, bool channels_last) {
@@ -87,8 +79,8 @@ Tensor gather_patches(Tensor images, Tensor image_index, Tensor top_left, int64_
   const Launch launch{plan_walk(gather),   gather.bounds,     place_table(image_index, top_left),
                       gather.image_stride, gather.row_stride, gather.column_stride,
                       patches.numel()};
-  launch_any(images.scalar_type(), dtype, launch, images, statistic(mean, dtype),
-             statistic(std, dtype), patches);
+  launch_any(images.scalar_type(), dtype, launch, images, device_statistic(mean, dtype),
+             device_statistic(std, dtype), patches);
   return patches;
 }
 
