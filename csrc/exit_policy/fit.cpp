@@ -2,7 +2,15 @@
 
 #include <utility>
 
+#include "exit_policy/exhaustive.h"
+
 namespace anchornet::exit_policy {
+namespace {
+
+constexpr int kOverview = 24;
+constexpr int kBisections = 8;
+
+}  // namespace
 
 Fitter::Fitter(const Table& table, Method method, Pause pause)
     : table_(table),
@@ -17,20 +25,59 @@ Found Fitter::with_score(Cuts cuts) const {
 }
 
 Found Fitter::within(double budget) {
-  return with_score(method_ == Method::kGeometric ? geometric_.within(budget)
+  return with_score(method_ == Method::kGeometric ? geometric_.within(budget, table_.exits())
                                                   : search_.within(budget));
 }
 
+// Accuracy need not rise everywhere with the budget, so bisection starts from a coarse curve.
+const std::vector<Found>& Fitter::overview() {
+  if (overview_.empty()) {
+    const double least = table_.cost(0), most = saturation();
+    std::vector<double> budgets(kOverview + 1);
+    for (int k = 0; k <= kOverview; ++k) {
+      budgets[k] = k == kOverview ? most : least + (most - least) * k / kOverview;
+    }
+    overview_ = curve(budgets);
+  }
+  return overview_;
+}
+
 std::optional<Found> Fitter::reaching(int64_t correct) {
-  auto cuts =
-      method_ == Method::kGeometric ? geometric_.reaching(correct) : search_.reaching(correct);
-  if (!cuts) return std::nullopt;
-  return with_score(std::move(*cuts));
+  if (method_ == Method::kGeometric) {
+    auto cuts = geometric_.reaching(correct);
+    if (!cuts) return std::nullopt;
+    return with_score(std::move(*cuts));
+  }
+  if (is_tiny(table_)) {
+    auto cuts = cheapest_reaching(table_, correct);
+    if (!cuts) return std::nullopt;
+    return with_score(std::move(*cuts));
+  }
+  double low = table_.cost(0);
+  for (const Found& point : overview()) {
+    if (point.score.correct < correct) {
+      low = point.score.cost;
+      continue;
+    }
+    Found best = point;
+    for (int step = 0; step < kBisections && low < best.score.cost; ++step) {
+      pause_();
+      const double middle = low + (best.score.cost - low) / 2;
+      Found trial = within(middle);
+      if (trial.score.correct >= correct && trial.score.cost < best.score.cost) {
+        best = std::move(trial);
+      } else {
+        low = middle;
+      }
+    }
+    return best;
+  }
+  return std::nullopt;
 }
 
 int64_t Fitter::best_correct() {
   return method_ == Method::kGeometric ? geometric_.best_correct()
-                                       : table_.evaluate(search_.unlimited()).correct;
+                                       : overview().back().score.correct;
 }
 
 std::vector<Found> Fitter::curve(const std::vector<double>& budgets) {
@@ -49,8 +96,8 @@ std::vector<Found> Fitter::curve(const std::vector<double>& budgets) {
 }
 
 double Fitter::saturation() {
-  return method_ == Method::kGeometric ? table_.cost(table_.exits() - 1)
-                                       : table_.evaluate(search_.unlimited()).cost;
+  const double most = table_.cost(table_.exits() - 1);
+  return method_ == Method::kGeometric ? most : within(most).score.cost;
 }
 
 }  // namespace anchornet::exit_policy

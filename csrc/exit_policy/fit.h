@@ -33,12 +33,14 @@ class Fitter {
 
  private:
   Found with_score(Cuts cuts) const;
+  const std::vector<Found>& overview();
 
   const Table& table_;
   Method method_;
   Pause pause_;
   Geometric geometric_;
   Search search_;
+  std::vector<Found> overview_;
 };
 
 }  // namespace anchornet::exit_policy

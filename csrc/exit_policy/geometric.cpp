@@ -18,8 +18,8 @@ Geometric::Geometric(const Table& table)
   count_.resize(most);
 }
 
-Cuts Geometric::cuts(double u) {
-  const int exits = table_.exits(), last = exits - 1;
+Cuts Geometric::cuts(double u, int exits) {
+  const int last = exits - 1;
   const int64_t images = table_.images();
   double total = 0;
   for (int t = 0; t < exits; ++t) {
@@ -30,7 +30,7 @@ Cuts Geometric::cuts(double u) {
     total += product;
   }
 
-  Cuts cuts(last);
+  Cuts cuts(table_.exits() - 1, 0);
   std::fill(present_.begin(), present_.end(), uint8_t{1});
   int64_t left = images;
   for (int t = 0; t < last; ++t) {
@@ -55,15 +55,15 @@ Cuts Geometric::cuts(double u) {
   return cuts;
 }
 
-Cuts Geometric::within(double budget) {
-  Cuts best = cuts(1);
+Cuts Geometric::within(double budget, int exits) {
+  Cuts best = cuts(1, exits);
   if (table_.evaluate(best).cost <= budget) return best;
-  best = cuts(0);
+  best = cuts(0, exits);
   double best_cost = table_.evaluate(best).cost;
   double low = 0, high = 1;
   for (int step = 0; step < kBisections; ++step) {
     const double middle = (low + high) / 2;
-    Cuts trial = cuts(middle);
+    Cuts trial = cuts(middle, exits);
     const double cost = table_.evaluate(trial).cost;
     (cost <= budget ? low : high) = middle;
     // The cost need not rise everywhere with u: equal confidences leave together.
@@ -77,14 +77,14 @@ Cuts Geometric::within(double budget) {
 
 std::optional<Cuts> Geometric::reaching(int64_t correct) {
   for (int k = 0; k <= kGrid; ++k) {
-    Cuts best = cuts(static_cast<double>(k) / kGrid);
+    Cuts best = cuts(static_cast<double>(k) / kGrid, table_.exits());
     Score score = table_.evaluate(best);
     if (score.correct < correct) continue;
     if (k == 0) return best;
     double low = static_cast<double>(k - 1) / kGrid, high = static_cast<double>(k) / kGrid;
     for (int step = 0; step < kBisections; ++step) {
       const double middle = (low + high) / 2;
-      Cuts trial = cuts(middle);
+      Cuts trial = cuts(middle, table_.exits());
       const Score trial_score = table_.evaluate(trial);
       (trial_score.correct >= correct ? high : low) = middle;
       if (trial_score.correct >= correct && trial_score.cost < score.cost) {
@@ -100,7 +100,8 @@ std::optional<Cuts> Geometric::reaching(int64_t correct) {
 int64_t Geometric::best_correct() {
   int64_t best = 0;
   for (int k = 0; k <= kGrid; ++k) {
-    best = std::max(best, table_.evaluate(cuts(static_cast<double>(k) / kGrid)).correct);
+    best = std::max(best,
+                    table_.evaluate(cuts(static_cast<double>(k) / kGrid, table_.exits())).correct);
   }
   return best;
 }

@@ -1,41 +1,40 @@
-// The search for thresholds: coordinate ascent on accuracy - lambda * cost, lambda bisected to the
-// budget.
+// The search for thresholds: the geometric rule on the best number of exits, then a smoothed ascent
+// from there, with lambda bisected to the budget.
 #pragma once
 
-#include <functional>
 #include <optional>
 #include <vector>
 
 #include "exit_policy/geometric.h"
+#include "exit_policy/smooth_ascent.h"
 #include "exit_policy/table.h"
 
 namespace anchornet::exit_policy {
-
-// Called between rounds of a search; may throw to end it.
-using Pause = std::function<void()>;
 
 class Search {
  public:
   Search(const Table& table, Pause pause);
 
   // Cuts of high accuracy whose cost is within the budget, which must not be below the first
-  // exit's cost.
+  // exit's cost. The best of all on a tiny table.
   Cuts within(double budget);
-  // Cheap cuts with at least this many right answers; none if the search finds none.
-  std::optional<Cuts> reaching(int64_t correct);
-  // Cuts of the highest accuracy that the search finds at any cost.
-  Cuts unlimited();
 
  private:
-  Cuts ascend(Cuts cuts, double lambda);
-  bool sweep(Cuts& cuts, double lambda);
+  struct Candidate {
+    Cuts cuts;
+    Score score;
+  };
+
+  Candidate scored(Cuts cuts) const;
+  Candidate start(double budget);
+  // How many images only one of two policies answers rightly.
+  int64_t disagreements(const Cuts& a, const Cuts& b) const;
 
   const Table& table_;
   Pause pause_;
   Geometric geometric_;
-  std::vector<double> later_;  // (exits, images) worth of going on to exit t, then as the cuts say
-  std::vector<double> gain_;   // per rank: what images of this rank gain by going on
-  std::vector<uint8_t> present_;  // per image: whether it comes to the exit
+  SmoothAscent ascent_;
+  std::vector<std::vector<Candidate>> grid_;  // per number of exits: progressions over u
 };
 
 }  // namespace anchornet::exit_policy

@@ -1,6 +1,7 @@
 #include "exit_policy/table.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 namespace anchornet::exit_policy {
@@ -71,11 +72,13 @@ double Table::threshold(int exit, int32_t cut) const {
   if (cut <= 0) return -1.0;
   if (cut >= distinct(exit)) return 1.0;
   const double below = values[cut - 1], above = values[cut];
-  // A number that float32 can hold, where there is one: the running system compares in float32,
-  // and a threshold rounded up to `above` would keep the images that it should let go.
+  // Rounded down to what float32 can hold: the running system compares in float32, and a threshold
+  // rounded up to `above` would keep the images that it should let go. Confidences in float64 may
+  // be too close for that.
   const double middle = below + (above - below) / 2;
-  const double single = static_cast<float>(middle);
-  if (below <= single && single < above) return single;
+  float single = static_cast<float>(middle);
+  if (single > middle) single = std::nextafter(single, 0.0f);
+  if (single >= below) return single;
   return middle < above ? middle : below;
 }
 

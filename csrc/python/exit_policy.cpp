@@ -8,6 +8,7 @@
 #include <chrono>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -45,6 +46,15 @@ ep::Method method_named(const std::string& name) {
 }
 
 class Solver {
+ private:
+  // Searches let other threads of Python run; a second one on this object has to wait.
+  template <typename Function>
+  auto without_lock(const Function& function) {
+    const py::gil_scoped_release unlock;
+    const std::lock_guard<std::mutex> one_at_a_time(busy_);
+    return function();
+  }
+
  public:
   Solver(const Doubles& confidence, const Bytes& correct, const Doubles& cost,
          const std::string& method) {
@@ -63,35 +73,28 @@ class Solver {
   }
 
   py::tuple within(double budget) {
-    const py::gil_scoped_release unlock;
-    return with_lock(fitter_->within(budget));
+    return as_tuple(without_lock([&] { return fitter_->within(budget); }));
   }
 
   std::optional<py::tuple> reaching(int64_t correct) {
-    const py::gil_scoped_release unlock;
-    const auto found = fitter_->reaching(correct);
+    const auto found = without_lock([&] { return fitter_->reaching(correct); });
     if (!found) return std::nullopt;
-    return with_lock(*found);
+    return as_tuple(*found);
   }
 
   int64_t best_correct() {
-    const py::gil_scoped_release unlock;
-    return fitter_->best_correct();
+    return without_lock([&] { return fitter_->best_correct(); });
   }
 
   double saturation() {
-    const py::gil_scoped_release unlock;
-    return fitter_->saturation();
+    return without_lock([&] { return fitter_->saturation(); });
   }
 
   py::list curve(const std::vector<double>& budgets) {
-    std::vector<ep::Found> found;
-    {
-      const py::gil_scoped_release unlock;
-      found = fitter_->curve(budgets);
-    }
     py::list result;
-    for (const auto& point : found) result.append(as_tuple(point));
+    for (const auto& point : without_lock([&] { return fitter_->curve(budgets); })) {
+      result.append(as_tuple(point));
+    }
     return result;
   }
 
@@ -116,11 +119,7 @@ class Solver {
     return py::make_tuple(thresholds, found.score.correct, found.score.cost);
   }
 
-  py::tuple with_lock(const ep::Found& found) const {
-    const py::gil_scoped_acquire lock;
-    return as_tuple(found);
-  }
-
+  std::mutex busy_;
   std::unique_ptr<ep::Table> table_;
   std::unique_ptr<ep::Fitter> fitter_;
 };
@@ -129,7 +128,7 @@ class Solver {
 
 void bind_exit_policy(py::module_& module) {
   py::class_<Solver>(module, "ThresholdSolver",
-                     "Thresholds for one table of exits; not for two threads at once. A policy is "
+                     "Thresholds for one table of exits. A policy is "
                      "(thresholds, right answers, mean cost).")
       .def(py::init<const Doubles&, const Bytes&, const Doubles&, const std::string&>(),
            py::arg("confidence").noconvert(), py::arg("correct").noconvert(),
