@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -89,9 +89,10 @@ def classify(
 
     Args:
         classifier: the networks and settings.
-        images: (B, 3, H, W) floating point, normalised; H and W at least the patch size. B may
-            be 0. On images so small that AnchorNet's grid has fewer than `num_patches` locations,
-            the sequence ends with the patches there are.
+        images: (B, 3, H, W) floating point, normalised, or uint8 as `Preprocessing.crop` makes
+            them, which are normalised on the way into each pass; H and W at least the patch size.
+            B may be 0. On images so small that AnchorNet's grid has fewer than `num_patches`
+            locations, the sequence ends with the patches there are.
         thresholds: T - 1 floats for exits 1..T-1: 1 or more never lets an image leave, below 0
             always does. Short for `policy=ExitPolicy(thresholds)`, so without temperatures and with
             the answer of the last input.
@@ -104,9 +105,9 @@ def classify(
         ValueError: images of a wrong shape, thresholds that are NaN or not T - 1, a policy for
             another number of exits, `exit_at` out of 1..T, thresholds together with `exit_at` or
             with a policy, or networks that differ in their classes.
-        TypeError: images are not floating point.
+        TypeError: images are neither floating point nor uint8.
     """
-    check_images(classifier, images)
+    check_images(classifier, images, uint8=True)
     passes = plain_passes(classifier, (images.shape[2], images.shape[3]))
     num_patches = available_patches(classifier, passes.image_size)
     rules = exit_rules(classifier, num_patches, thresholds, exit_at, policy)
@@ -120,7 +121,10 @@ def _classify(
     batch = len(images)
     device = images.device
     macs = classifier.macs_per_exit(passes.image_size)
-    dtype = torch.promote_types(images.dtype, torch.float32)
+    # Bytes stay bytes until a pass takes them in: the glance a small picture, the focus network
+    # patches, and AnchorNet those images that it sees.
+    normalisation = classifier.normalisation() if images.dtype == torch.uint8 else {}
+    dtype = torch.promote_types(normalisation.get("dtype", images.dtype), torch.float32)
     state = ExitState(batch, classifier.num_classes, rules, dtype, device)
     planned = torch.full((batch, rules.num_exits - 1, 2), -1, dtype=torch.int64, device=device)
     anchor_label = planned.new_full((batch,), -1)  # (B,)
@@ -136,8 +140,7 @@ def _classify(
             logits = passes.glance(channels_last(classifier.glance_input(images)))
         else:
             if step == 2:
-                left = images if len(active) == batch else images[active]
-                places = passes.localise(channels_last(left))
+                places = passes.localise(_whole_images(images, active, normalisation))
                 anchor_ran, activation_map = active, places.activation_map
                 anchor_label[active] = places.class_index
                 planned[active, : places.top_left.shape[1]] = places.top_left
@@ -147,6 +150,7 @@ def _classify(
                 classifier.patch_size,
                 image_index=active,
                 memory_format=torch.channels_last,
+                **normalisation,
             )  # (A, 3, K, K)
             logits = passes.focus(patches)
         check_logits(classifier, logits, "glance" if step == 1 else "focus")
@@ -167,13 +171,31 @@ def _classify(
     )
 
 
-def check_images(classifier: TwoStageClassifier, images: Tensor) -> None:
-    """Raises if `images` are not (B, 3, H, W), floating point and at least a patch large."""
+def _whole_images(images: Tensor, active: Tensor, normalisation: dict[str, Any]) -> Tensor:
+    """(A, 3, H, W) in channels_last, uint8 images normalised."""
+    if not normalisation:
+        return channels_last(images if len(active) == len(images) else images[active])
+    return gather_patches(
+        images,
+        active.new_zeros((len(active), 2)),
+        images.shape[2:],
+        image_index=active,
+        memory_format=torch.channels_last,
+        **normalisation,
+    )
+
+
+def check_images(classifier: TwoStageClassifier, images: Tensor, *, uint8: bool = False) -> None:
+    """Raises unless `images` are (B, 3, H, W), floating point and at least a patch large.
+
+    With `uint8` they may be bytes as well.
+    """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-    if not images.is_floating_point():
+    if not images.is_floating_point() and not (uint8 and images.dtype == torch.uint8):
         raise TypeError(
-            f"images must be floating point and normalised (see Preprocessing), got {images.dtype}"
+            f"images must be floating point and normalised (see Preprocessing)"
+            f"{', or uint8' if uint8 else ''}, got {images.dtype}"
         )
     check_image_size(classifier, (images.shape[2], images.shape[3]))
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anchornet_ext import _extension
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.models import AnchorNet, FoldedAnchorNet
 from anchornet_ext.models.macs import count_macs
+from anchornet_ext.ops import resize_images
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
 if TYPE_CHECKING:
@@ -187,11 +189,28 @@ class TwoStageClassifier(nn.Module):
         return policy.thresholds
 
     def glance_input(self, images: Tensor) -> Tensor:
-        """Resizes (B, 3, H, W) to (B, 3, g, g), bicubic with corners aligned."""
+        """Resizes (B, 3, H, W) to (B, 3, g, g), bicubic with corners aligned.
+
+        Normalised images keep their type; uint8 images are normalised as the preprocessing says, in
+        the networks' type.
+        """
         size = (self.glance_size, self.glance_size)
+        if images.dtype == torch.uint8:
+            return resize_images(images, size, **self.normalisation())
+        # 3 to 10 times as fast as torch's on a CPU; on a GPU there are no figures yet.
+        if images.device.type == "cpu" and _extension.available():
+            return resize_images(images, size)
         if images.shape[0] == 0:  # the resampling kernels refuse an empty batch
             return images.new_empty((0, images.shape[1], *size))
         return functional.interpolate(images, size=size, mode="bicubic", align_corners=True)
+
+    def normalisation(self) -> dict[str, Any]:
+        """What `gather_patches` and `resize_images` need to make uint8 images the networks' input.
+
+        mean and std, 3 numbers each, and dtype.
+        """
+        dtype = next(self.anchor.parameters()).dtype
+        return {"mean": self.preprocessing.mean, "std": self.preprocessing.std, "dtype": dtype}
 
     def macs_per_exit(self, image_size: tuple[int, int] | None = None) -> tuple[int, ...]:
         """Multiply-adds that an image costs when it leaves at exit 1, ..., T.

@@ -199,6 +199,28 @@ def test_everybody_leaves_at_the_glance_when_the_threshold_is_below_zero() -> No
     assert got.anchor_ran.tolist() == []
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_bytes_are_classified_like_the_images_that_they_become(
+    memory_format: torch.memory_format,
+) -> None:
+    model = tiny_classifier(num_patches=2).fold()
+    generator = torch.Generator().manual_seed(3)
+    raw = torch.randint(0, 256, (6, 3, 120, 111), dtype=torch.uint8, generator=generator)
+    raw = raw.contiguous(memory_format=memory_format)
+    normalised = model.preprocessing.normalise(raw)
+    confidence = model.classify(normalised, exit_at=3).confidence
+    threshold = confidence[:, 0].sort().values[2:4].mean().item()  # some leave at the glance
+    for options in ({"exit_at": 3}, {"thresholds": (threshold, NEVER)}):
+        got, expected = (model.classify(x, **options) for x in (raw, normalised))
+        assert got.exit_step.tolist() == expected.exit_step.tolist()
+        assert torch.equal(got.top_left, expected.top_left)
+        torch.testing.assert_close(got.probabilities, expected.probabilities)
+        torch.testing.assert_close(
+            got.activation_map, expected.activation_map, rtol=1e-4, atol=1e-5
+        )
+    assert model.classify(raw[:0]).label.shape == (0,)
+
+
 def test_an_empty_batch_runs_nothing() -> None:
     model = tiny_classifier()
     model.macs_per_exit((100, 100))
@@ -426,7 +448,7 @@ def test_wrong_exits_are_refused(thresholds: Any, exit_at: int | None, message: 
         (torch.zeros(3, 100, 100), ValueError, r"\(3, 100, 100\)"),
         (torch.zeros(1, 1, 100, 100), ValueError, r"\(1, 1, 100, 100\)"),
         (torch.zeros(1, 3, 94, 100), ValueError, "94x100"),
-        (torch.zeros(1, 3, 100, 100, dtype=torch.uint8), TypeError, "uint8"),
+        (torch.zeros(1, 3, 100, 100, dtype=torch.int32), TypeError, "or uint8, got torch.int32"),
     ],
 )
 def test_wrong_images_are_refused(images: Tensor, error: Any, message: str) -> None:
