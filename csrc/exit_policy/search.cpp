@@ -96,6 +96,7 @@ Search::Candidate Search::start(double budget) {
 }
 
 Cuts Search::within(double budget) {
+  if (table_.exits() == 1) return {};
   if (is_tiny(table_)) return best_within(table_, budget);
   const Candidate first = start(budget);
   const Positions anchor = ascent_.positions(first.cuts);
