@@ -83,6 +83,10 @@ class StreamState:
         sums = torch.promote_types(self._dtype, torch.float32)
         self._exits = ExitState(slots, classifier.num_classes, rules, sums, self._device)
         self._images = parameter.new_empty((slots, 3, *passes.image_size), requires_grad=False)
+        # On the CPU, where fresh memory is dear: AnchorNet's input, gathered and converted in one.
+        self._staging: Tensor | None = None
+        if self._device.type == "cpu":
+            self._staging = channels_last(self._images.new_empty(batch, *self._images.shape[1:]))
         self._planned = torch.full(
             (slots, rules.num_exits - 1, 2), -1, dtype=torch.int64, device=self._device
         )
@@ -167,7 +171,13 @@ class StreamState:
         return self._classifier.glance_input(images)
 
     def _localise(self, slots: Tensor, size: int) -> None:
-        places = self._passes.localise(channels_last(self._images.index_select(0, slots)))
+        if self._staging is None:
+            images = channels_last(self._images.index_select(0, slots))
+        else:
+            images = self._staging[: len(slots)]
+            for image, slot in zip(images, slots.tolist(), strict=True):
+                image.copy_(self._images[slot])
+        places = self._passes.localise(images)
         rows = slots[:size]
         self._anchor_label[rows] = places.class_index[:size]
         self._map[rows] = places.activation_map[:size].to(self._map.dtype)
