@@ -9,6 +9,8 @@ from torch import Tensor
 
 from anchornet_ext import _extension
 
+from ._calls import call
+
 _NAME = "anchornet_ext::class_activation_map"
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -48,7 +50,8 @@ def class_activation_map(
     if validate:
         _check_classes(class_index, weight.shape[0])
     _extension.require_device(features.device)
-    result: Tensor = torch.ops.anchornet_ext.class_activation_map(features, weight, class_index)
+    op = torch.ops.anchornet_ext.class_activation_map.default
+    result: Tensor = call(op, features, weight, class_index)
     return result
 
 

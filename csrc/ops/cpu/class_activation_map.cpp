@@ -48,9 +48,19 @@ inline float widen(Half x) { return static_cast<float>(x); }
 // Row r of `rows` is at x + r * x_stride and goes to y + r * y_stride.
 
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__)
-__attribute__((target("arch=x86-64-v4"))) void widen_rows(const Half* x, int64_t x_stride, float* y,
-                                                          int64_t y_stride, int64_t rows,
-                                                          int64_t n) {
+#define ANCHORNET_X86 1
+#define ANCHORNET_V4 __attribute__((target("arch=x86-64-v4")))
+
+ANCHORNET_V4 [[gnu::always_inline]] inline __mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << count) - 1);
+}
+
+ANCHORNET_V4 [[gnu::always_inline]] inline __m512 load_halves(const Half* from, __mmask16 mask) {
+  return _mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(mask, from));
+}
+
+ANCHORNET_V4 void widen_rows(const Half* x, int64_t x_stride, float* y, int64_t y_stride,
+                             int64_t rows, int64_t n) {
   for (int64_t r = 0; r < rows; ++r, x += x_stride, y += y_stride) {
     prefetch_ahead(x, n * static_cast<int64_t>(sizeof(Half)));
     int64_t i = 0;
@@ -141,8 +151,9 @@ void add_planes_of(const BFloat16* x, int64_t channel_stride, const float* weigh
   add_planes_bfloat16(x, channel_stride, weight, channels, out, n);
 }
 
-void add_planes_of(const Half* x, int64_t channel_stride, const float* weight, int64_t channels,
-                   float* out, int64_t n) {
+// float16 by way of a float32 copy in the first-level cache.
+void add_planes_copied(const Half* x, int64_t channel_stride, const float* weight, int64_t channels,
+                       float* out, int64_t n) {
   constexpr int64_t kTile = 512;
   float wide[kPlanes * kTile];
   for (int64_t p = 0; p < n; p += kTile) {
@@ -153,6 +164,39 @@ void add_planes_of(const Half* x, int64_t channel_stride, const float* weight, i
       add_planes_float(wide, kTile, weight + c, planes, out + p, tile);
     }
   }
+}
+
+#ifdef ANCHORNET_X86
+// The same sums, of numbers that are converted in registers.
+ANCHORNET_V4 void add_planes_half(const Half* x, int64_t channel_stride, const float* weight,
+                                  int64_t channels, float* out, int64_t n) {
+  const bool together = channel_stride < 2 * n;
+  for (int64_t c = 0; c < channels; c += kPlanes) {
+    const Half* plane = x + c * channel_stride;
+    const int64_t planes = std::min(kPlanes, channels - c);
+    if (together) prefetch_ahead(plane, n * planes * int64_t{sizeof(Half)});
+    for (int64_t p = 0; p < n; p += 16) {
+      const __mmask16 mask = first_lanes(n - p);
+      __m512 sum = _mm512_maskz_loadu_ps(mask, out + p);
+      for (int64_t k = 0; k < planes; ++k) {
+        const __m512 value = load_halves(plane + k * channel_stride + p, mask);
+        sum = _mm512_add_ps(sum, _mm512_mul_ps(_mm512_set1_ps(weight[c + k]), value));
+      }
+      _mm512_mask_storeu_ps(out + p, mask, sum);
+    }
+  }
+}
+
+__attribute__((target("default")))
+#endif
+void add_planes_half(const Half* x, int64_t channel_stride, const float* weight, int64_t channels,
+                     float* out, int64_t n) {
+  add_planes_copied(x, channel_stride, weight, channels, out, n);
+}
+
+void add_planes_of(const Half* x, int64_t channel_stride, const float* weight, int64_t channels,
+                   float* out, int64_t n) {
+  add_planes_half(x, channel_stride, weight, channels, out, n);
 }
 
 // ---- Channels contiguous: out[p] += sum_c weight[c] * x[p * step + c]
@@ -321,8 +365,9 @@ void add_dots_of(const BFloat16* x, int64_t step, const float* weight, int64_t c
   add_dots_bfloat16(x, step, weight, channels, out, n);
 }
 
-void add_dots_of(const Half* x, int64_t step, const float* weight, int64_t channels, float* out,
-                 int64_t n) {
+// float16 by way of a float32 copy, and in registers, as above.
+void add_dots_copied(const Half* x, int64_t step, const float* weight, int64_t channels, float* out,
+                     int64_t n) {
   constexpr int64_t kTile = 8;
   float wide[kTile * kChannelBlock];
   for (int64_t p = 0; p < n; p += kTile) {
@@ -330,6 +375,45 @@ void add_dots_of(const Half* x, int64_t step, const float* weight, int64_t chann
     widen_rows(x + p * step, step, wide, channels, pixels, channels);
     add_dots_float(wide, channels, weight, channels, out + p, pixels);
   }
+}
+
+#ifdef ANCHORNET_X86
+ANCHORNET_V4 void add_dots_half(const Half* x, int64_t step, const float* weight, int64_t channels,
+                                float* out, int64_t n) {
+  for (int64_t p = 0; p < n; p += 4) {
+    const int64_t pixels = std::min<int64_t>(4, n - p);
+    const Half* pixel[4];
+    for (int64_t k = 0; k < 4; ++k) pixel[k] = x + (p + std::min(k, pixels - 1)) * step;
+    __m512 sums[4] = {};
+    for (int64_t c = 0; c < channels; c += 16) {
+      const __mmask16 mask = first_lanes(channels - c);
+      const __m512 weights = _mm512_maskz_loadu_ps(mask, weight + c);
+      const bool starts_line = c % 32 == 0;
+      for (int k = 0; k < 4; ++k) {
+        if (starts_line) prefetch_ahead(pixel[k] + c, kCacheLine);
+        const __m512 value = load_halves(pixel[k] + c, mask);
+        sums[k] = _mm512_add_ps(sums[k], _mm512_mul_ps(weights, value));
+      }
+    }
+    Lanes<float>::Type lanes[4];
+    std::memcpy(lanes, sums, sizeof(lanes));
+    float last[4] = {};
+    std::memcpy(last, out + p, pixels * sizeof(float));
+    add_lanes(lanes, last);
+    std::memcpy(out + p, last, pixels * sizeof(float));
+  }
+}
+
+__attribute__((target("default")))
+#endif
+void add_dots_half(const Half* x, int64_t step, const float* weight, int64_t channels, float* out,
+                   int64_t n) {
+  add_dots_copied(x, step, weight, channels, out, n);
+}
+
+void add_dots_of(const Half* x, int64_t step, const float* weight, int64_t channels, float* out,
+                 int64_t n) {
+  add_dots_half(x, step, weight, channels, out, n);
 }
 
 // ---- Any strides
