@@ -204,7 +204,7 @@ def start_of_search(
     Candidates are the rule over the first E exits, E = T ... 1: what `fit_geometric` finds and the
     most accurate of a grid of 21 progressions that are within the budget. One replaces the rule
     over all exits if it has more right answers by over half a standard error of that difference;
-    the one that exceeds it most.
+    the one that exceeds it most. One that is no less accurate and cheaper replaces it, too.
     """
 
     def answers(thresholds: Floats) -> NDArray[np.bool_]:
@@ -223,6 +223,9 @@ def start_of_search(
         within = [k for k in range(len(grid)) if scores[k].cost <= budget]
         candidates.append(grid[max(within, key=lambda k: scores[k].correct)])
         for candidate in candidates:
+            score, held = (evaluate(confidence, correct, cost, x) for x in (candidate, best))
+            if score.correct >= held.correct and score.cost < held.cost:
+                best = candidate  # what buys nothing is not spent
             gain = int(answers(candidate).sum()) - int(answers(plain).sum())
             if gain <= most:
                 continue

@@ -32,7 +32,7 @@ Found Fitter::within(double budget) {
 // Accuracy need not rise everywhere with the budget, so bisection starts from a coarse curve.
 const std::vector<Found>& Fitter::overview() {
   if (overview_.empty()) {
-    const double least = table_.cost(0), most = saturation();
+    const double least = table_.cost(0), most = within(table_.cost(table_.exits() - 1)).score.cost;
     std::vector<double> budgets(kOverview + 1);
     for (int k = 0; k <= kOverview; ++k) {
       budgets[k] = k == kOverview ? most : least + (most - least) * k / kOverview;
@@ -97,7 +97,7 @@ std::vector<Found> Fitter::curve(const std::vector<double>& budgets) {
 
 double Fitter::saturation() {
   const double most = table_.cost(table_.exits() - 1);
-  return method_ == Method::kGeometric ? most : within(most).score.cost;
+  return method_ == Method::kGeometric ? most : overview().back().score.cost;
 }
 
 }  // namespace anchornet::exit_policy

@@ -55,8 +55,8 @@ int64_t Search::disagreements(const Cuts& a, const Cuts& b) const {
 }
 
 // The geometric rule over all exits, unless over fewer of them or at a lower cost it is better by
-// more than chance explains: where a late exit is no better than those before it, or not worth its
-// price at this budget, nobody should go there.
+// more than chance explains, or as good and cheaper: where a late exit is no better than those
+// before it, or not worth its price at this budget, nobody should go there.
 Search::Candidate Search::start(double budget) {
   const int exits = table_.exits();
   if (grid_.empty()) {
@@ -72,6 +72,9 @@ Search::Candidate Search::start(double budget) {
   Candidate best = all;
   double most = 0;
   const auto offer = [&](const Candidate& candidate) {
+    if (candidate.score.correct >= best.score.correct && candidate.score.cost < best.score.cost) {
+      best = candidate;  // what buys nothing is not spent
+    }
     const auto gain = static_cast<double>(candidate.score.correct - all.score.correct);
     if (gain <= most) return;  // no need to count
     const auto differing = static_cast<double>(disagreements(candidate.cuts, all.cuts));

@@ -318,6 +318,19 @@ def test_nobody_goes_where_it_does_not_pay() -> None:
     assert seen.correct > reference.evaluate(*held_out, field.thresholds).correct
 
 
+@pytest.mark.parametrize("budget", [2.0, 2.05, 2.6, 3.0])
+def test_nothing_is_spent_on_what_buys_nothing(budget: float) -> None:
+    """Sure images are right at once, the others at the second exit: more than 2 is of no use."""
+    sure = np.arange(200) % 2 == 0
+    first = np.where(sure, 0.8, 0.2) + 0.1 * np.random.default_rng(0).random(200)
+    confidence = np.stack([first, np.full(200, 0.95)], axis=1)
+    correct = np.stack([sure, np.ones(200, np.bool_)], axis=1)
+    fit = fit_thresholds(confidence, correct, [1, 3], budget)
+    assert fit.accuracy == 1
+    assert fit.cost <= 2.1
+    assert pareto(confidence, correct, [1, 3], num_points=6).cost[-1] == pytest.approx(2, abs=0.05)
+
+
 def test_the_search_is_no_worse_than_the_geometric_rule_on_images_it_has_not_seen() -> None:
     gains = []
     for seed in range(6):
