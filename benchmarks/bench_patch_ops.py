@@ -1,4 +1,4 @@
-"""Time gather_patches, scatter_patches and exit_step against what one would write without them.
+"""Time the operators on patches and images against what one would write without them.
 
     python benchmarks/bench_patch_ops.py                     # every case, CPU
     python benchmarks/bench_patch_ops.py --device cuda
@@ -6,9 +6,12 @@
 
 All contenders of a case take turns in one run. Each row gives the operator's time and, as ratios of
 medians, how many times longer the others take: the reference of this package, the usual code (a
-Python loop of slices and torch.stack), advanced indexing into a sliding-window view, and the floor,
-which is torch copying one contiguous buffer into another such that as many bytes are read and
-written. 0.8 in the last column: the operator runs at 80 % of the copy's bandwidth.
+Python loop of slices and torch.stack), advanced indexing into a sliding-window view, torch's own
+function where there is one, and the floor, which is torch moving contiguous bytes: as many are read
+and written, into a new tensor as well. 0.8 in the last column: the operator runs at 80 % of that
+bandwidth. Freed memory is kept, so that nobody waits for new pages (timing.keep_freed_memory). An
+image's rows of a patch do not end with cache lines: of uint8 NCHW images 1.7 times as many bytes as
+are counted here must be fetched.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from timing import copier, flush_caches, interleaved_median
+from timing import flush_caches, interleaved_median, keep_freed_memory, mover
 from torch import Tensor
 
 from anchornet_ext import ops, reference
@@ -36,7 +39,8 @@ Contenders = dict[str, Callable[[], object]]
 class Case(NamedTuple):
     name: str
     contenders: Contenders
-    num_bytes: int  # read and written at least
+    num_read: int  # bytes at least
+    num_written: int
 
 
 def places(num_images: int, device: str) -> tuple[Tensor, Tensor]:
@@ -101,18 +105,53 @@ def gather_cases(num_images: int, device: str) -> list[Case]:
             return finish(windows[index, :, rows, columns])
 
         numel = len(where) * 3 * PATCH * PATCH
-        num_bytes = numel * (source.itemsize + to.itemsize)
         name = f"gather {source} {layout} -> {to} {result}".replace("torch.", "")
         return Case(
             name,
             {"ours": ours, "reference": specification, "loop": loop, "indexing": indexing},
-            num_bytes,
+            numel * source.itemsize,
+            numel * to.itemsize,
         )
 
     byte, single = torch.uint8, torch.float32
     layouts = [(a, b) for a in ("NCHW", "NHWC") for b in ("NCHW", "NHWC")]
     kinds = [(single, single), (byte, byte), (byte, single)]
     return [case(a, b, x, y) for a, b in kinds for x, y in layouts]
+
+
+def resize_cases(num_images: int, device: str) -> list[Case]:
+    mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
+
+    def case(source: torch.dtype, layout: torch.memory_format) -> Case:
+        images = torch.rand(num_images, 3, IMAGE, IMAGE, device=device).mul(255).to(source)
+        images = images.contiguous(memory_format=layout)
+        statistics = (mean, std) if source == torch.uint8 else (None, None)
+
+        def ours() -> Tensor:
+            return ops.resize_images(images, PATCH, mean=statistics[0], std=statistics[1])
+
+        def usual() -> Tensor:
+            floats = images
+            if source == torch.uint8:
+                floats = images.float().div_(255).sub_(mean[:, None, None]).div_(std[:, None, None])
+            return torch.nn.functional.interpolate(
+                floats, size=(PATCH, PATCH), mode="bicubic", align_corners=True
+            )
+
+        name = "NHWC" if layout == torch.channels_last else "NCHW"
+        return Case(
+            f"resize {source} -> float32 {name}".replace("torch.", ""),
+            {
+                "ours": ours,
+                "reference": lambda: reference.resize_images(images, (PATCH, PATCH), *statistics),
+                "torch": usual,
+            },
+            images.numel() * images.element_size(),
+            num_images * 3 * PATCH * PATCH * 4,
+        )
+
+    layouts = torch.contiguous_format, torch.channels_last
+    return [case(dtype, x) for dtype in (torch.float32, torch.uint8) for x in layouts]
 
 
 def scatter_cases(num_images: int, device: str) -> list[Case]:
@@ -148,7 +187,8 @@ def scatter_cases(num_images: int, device: str) -> list[Case]:
                     ),
                     "loop": add_loop,
                 },
-                (patches.numel() + base.numel()) * 4,
+                patches.numel() * 4,
+                base.numel() * 4,
             )
         )
         cases.append(
@@ -163,7 +203,8 @@ def scatter_cases(num_images: int, device: str) -> list[Case]:
                     ),
                     "loop": write_loop,
                 },
-                (patches.numel() + 2 * base.numel()) * 4,
+                (patches.numel() + base.numel()) * 4,
+                base.numel() * 4,
             )
         )
     return cases
@@ -188,12 +229,18 @@ def exit_cases(num_images: int, device: str) -> list[Case]:
                 "reference": lambda: reference.exit_step(running, logits, active, 0.5),
                 "loop": usual,
             },
-            3 * logits.numel() * 4,
+            2 * logits.numel() * 4,
+            logits.numel() * 4,
         )
     ]
 
 
-GROUPS = {"gather": gather_cases, "scatter": scatter_cases, "exit": exit_cases}
+GROUPS = {
+    "gather": gather_cases,
+    "resize": resize_cases,
+    "scatter": scatter_cases,
+    "exit": exit_cases,
+}
 
 
 def main() -> None:
@@ -205,11 +252,12 @@ def main() -> None:
     parser.add_argument("--only", choices=GROUPS, help="one group of cases")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     args = parser.parse_args()
+    keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads")
     head = ("case", 44), ("caches", 8)
-    widths = {"reference": 11, "loop": 9, "indexing": 10, "floor": 9}
+    widths = {"reference": 11, "loop": 9, "indexing": 10, "torch": 9, "floor": 9}
     print(
         "".join(f"{name:{width}}" for name, width in head)
         + f"{'time ms':>9}"
@@ -222,7 +270,7 @@ def main() -> None:
             for case in GROUPS[group](args.images or default, args.device):
                 contenders = {
                     **case.contenders,
-                    "floor": copier(case.num_bytes // 2, args.device),
+                    "floor": mover(case.num_read, case.num_written, args.device),
                 }
                 times = interleaved_median(
                     contenders, args.repeats, before=before, device=args.device
