@@ -31,6 +31,7 @@ struct Block {
   PackedBlock packed;
   Runs runs;
   int64_t band;  // rows of the depthwise convolution made at a time
+  bool first;    // its input comes from memory, not from the cache
 
   int64_t band_rows() const { return (band - 1) * shape.depthwise_stride + 3; }
   int64_t band_size() const { return band_rows() * shape.width * packed.channels; }
@@ -94,6 +95,7 @@ void convolve(const Kernels& k, const Block& block, const Source& x, int64_t beg
   job.segments = static_cast<int64_t>(block.runs.offset.size());
   job.depth = block.runs.depth;
   job.segment_offset = block.runs.offset.data();
+  job.prefetch = block.first ? job.x_row : 0;
   job.weight = block.packed.part[kConvWeight];
   job.bias = block.packed.part[kConvBias];
   job.channels = channels;
@@ -163,13 +165,7 @@ void excite(const Kernels& k, const Block& block, Scratch& scratch) {
   k.silu(squeezed, p.squeezed);
   linear(k, squeezed, s.squeezed, p.part[kExciteWeight], p.part[kExciteBias], p.channels, gate);
   k.sigmoid(gate, p.channels);
-  const float* from = p.part[kProjectWeight];
-  float* to = scratch.weight;
-  for_each_panel(p.out_channels, k.width, [&](int64_t, int64_t wide) {
-    for (int64_t c = 0; c < s.channels; ++c) {
-      for (int64_t n = 0; n < wide; ++n) *to++ = *from++ * gate[c];
-    }
-  });
+  k.scale(p.part[kProjectWeight], gate, s.channels, p.out_channels, scratch.weight);
 }
 
 // The last convolution, of scratch.deep with scratch.weight, and the shortcut.
@@ -230,7 +226,7 @@ std::vector<Block> make_blocks(const std::vector<BlockShape>& shapes,
         pack_block(s, &parameters[b * kParameters], runs.planes, k.width, packer);
     const int64_t row_bytes = s.width * packed.channels * int64_t{sizeof(float)};
     const int64_t rows = (kBandBytes / row_bytes - 3) / s.depthwise_stride + 1;
-    blocks.push_back({s, packed, runs, std::clamp<int64_t>(rows, 1, s.deep_height)});
+    blocks.push_back({s, packed, runs, std::clamp<int64_t>(rows, 1, s.deep_height), b == 0});
     pixel = packed.out_channels;
     row = s.deep_width * packed.out_channels;
     channel = 1;

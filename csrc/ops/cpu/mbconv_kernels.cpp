@@ -15,20 +15,18 @@ namespace anchornet::mbconv {
 namespace {
 
 // Everything that the functions call is inlined into them and so takes their target.
-#define ANCHORNET_DEFINE_KERNELS(NAME, WIDTH, TARGET)                                       \
-  namespace NAME {                                                                          \
-  TARGET void run_product(const Product& job) { product<WIDTH>(job); }                      \
-  TARGET void run_depthwise_row(const DepthwiseRow& job) { depthwise_row<WIDTH>(job); }     \
-  TARGET void run_silu(float* x, int64_t count) {                                           \
-    for (int64_t i = 0; i < count; i += WIDTH)                                              \
-      store<WIDTH>(x + i, silu<WIDTH>(load<WIDTH>(x + i)));                                 \
-  }                                                                                         \
-  TARGET void run_sigmoid(float* x, int64_t count) {                                        \
-    for (int64_t i = 0; i < count; i += WIDTH) {                                            \
-      store<WIDTH>(x + i, sigmoid<WIDTH>(load<WIDTH>(x + i)));                              \
-    }                                                                                       \
-  }                                                                                         \
-  constexpr Kernels kKernels{WIDTH, run_product, run_depthwise_row, run_silu, run_sigmoid}; \
+#define ANCHORNET_DEFINE_KERNELS(NAME, WIDTH, TARGET)                                        \
+  namespace NAME {                                                                           \
+  TARGET void run_product(const Product& job) { product<WIDTH>(job); }                       \
+  TARGET void run_depthwise_row(const DepthwiseRow& job) { depthwise_row<WIDTH>(job); }      \
+  TARGET void run_scale(const float* x, const float* gate, int64_t inputs, int64_t channels, \
+                        float* y) {                                                          \
+    scale<WIDTH>(x, gate, inputs, channels, y);                                              \
+  }                                                                                          \
+  TARGET void run_silu(float* x, int64_t count) { silu<WIDTH>(x, count); }                   \
+  TARGET void run_sigmoid(float* x, int64_t count) { sigmoid<WIDTH>(x, count); }             \
+  constexpr Kernels kKernels{WIDTH,     run_product, run_depthwise_row,                      \
+                             run_scale, run_silu,    run_sigmoid};                           \
   }
 
 ANCHORNET_DEFINE_KERNELS(baseline, 4, )

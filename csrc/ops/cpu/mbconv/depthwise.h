@@ -7,6 +7,11 @@
 
 namespace anchornet::mbconv {
 
+// Outputs at a time: enough to keep the multipliers busy, few enough for their sums, the weights
+// and the constants of SiLU to stay in registers.
+template <int W>
+constexpr int kDepthwiseTile = W == 16 ? 6 : 4;
+
 // kPixels neighbouring outputs of one vector of channels, which share most of their inputs.
 template <int W, int kStride, int kPixels>
 ANCHORNET_INLINE void depthwise_pixels(const DepthwiseRow& job, const Vector<W> (&weight)[9],
@@ -36,20 +41,36 @@ ANCHORNET_INLINE void depthwise_pixels(const DepthwiseRow& job, const Vector<W> 
   }
 }
 
+// Picks the instantiation for `pixels` in [1, kPixels].
+template <int W, int kStride, int kPixels = kDepthwiseTile<W>>
+ANCHORNET_INLINE void depthwise_pixels_of(int64_t pixels, const DepthwiseRow& job,
+                                          const Vector<W> (&weight)[9], Vector<W> bias,
+                                          int64_t first, int64_t channel, Vector<W>& total) {
+  if constexpr (kPixels > 1) {
+    if (pixels < kPixels) {
+      return depthwise_pixels_of<W, kStride, kPixels - 1>(pixels, job, weight, bias, first, channel,
+                                                          total);
+    }
+  }
+  depthwise_pixels<W, kStride, kPixels>(job, weight, bias, first, channel, total);
+}
+
 template <int W, int kStride>
 ANCHORNET_INLINE void depthwise_row(const DepthwiseRow& job) {
+  // Tiles of nearly the same size, as in a product.
+  const int64_t tiles = (job.pixels + kDepthwiseTile<W> - 1) / kDepthwiseTile<W>;
+  const int64_t size = job.pixels / tiles, larger = job.pixels % tiles;
   for (int64_t channel = 0; channel < job.channels; channel += W) {
     Vector<W> weight[9];
 #pragma GCC unroll 16
     for (int i = 0; i < 9; ++i) weight[i] = load<W>(job.weight + i * job.channels + channel);
     const Vector<W> bias = load<W>(job.bias + channel);
     Vector<W> total = load<W>(job.sum + channel);
-    int64_t p = 0;
-    for (; p + 4 <= job.pixels; p += 4) {
-      depthwise_pixels<W, kStride, 4>(job, weight, bias, p, channel, total);
-    }
-    for (; p < job.pixels; ++p) {
-      depthwise_pixels<W, kStride, 1>(job, weight, bias, p, channel, total);
+    int64_t first = 0;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t pixels = size + (t < larger);
+      depthwise_pixels_of<W, kStride>(pixels, job, weight, bias, first, channel, total);
+      first += pixels;
     }
     store<W>(job.sum + channel, total);
   }

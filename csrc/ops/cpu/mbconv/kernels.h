@@ -19,6 +19,7 @@ struct Product {
   int64_t x_row, x_pixel;         // strides, in elements
   int64_t segments, depth;        // inputs of an output: segments * depth
   const int64_t* segment_offset;  // where each run begins, from the pixel's place
+  int64_t prefetch;               // how far ahead x is fetched into the cache; 0: not at all
   const float* weight;            // packed, see `pack`
   const float* bias;              // (channels)
   int64_t channels;               // of the output, a multiple of `width`
@@ -42,6 +43,8 @@ struct Kernels {
   int64_t width;  // floats in a vector
   void (*product)(const Product& job);
   void (*depthwise_row)(const DepthwiseRow& job);
+  // Packed weights of `channels` outputs: y = x with input i times gate[i].
+  void (*scale)(const float* x, const float* gate, int64_t inputs, int64_t channels, float* y);
   void (*silu)(float* x, int64_t count);     // in place; `count` is a multiple of `width`
   void (*sigmoid)(float* x, int64_t count);  // likewise
 };

@@ -27,6 +27,12 @@ ANCHORNET_INLINE void product_tile(const Product& job, const float* x, const flo
   }
   for (int64_t s = 0; s < job.segments; ++s) {
     const float* run = x + job.segment_offset[s];
+    if (job.prefetch != 0) {  // past the end it cannot fault
+      const float* next = run + job.prefetch;
+      __builtin_prefetch(next);
+      __builtin_prefetch(next + kPixels / 2 * job.x_pixel);
+      __builtin_prefetch(next + kPixels * job.x_pixel);
+    }
     for (int64_t k = 0; k < job.depth; ++k, ++run, weight += kVectors * W) {
       Vector<W> w[kVectors];
 #pragma GCC unroll 16
@@ -67,15 +73,17 @@ template <int W, int kVectors>
 ANCHORNET_INLINE void product_panel(const Product& job, const float* weight, int64_t first) {
   // Tiles of nearly the same size: a tile of one or two pixels would wait for its own sums.
   const int64_t tiles = (job.pixels + kTile<W> - 1) / kTile<W>;
+  const int64_t size = job.pixels / tiles, larger = job.pixels % tiles;
   for (int64_t r = 0; r < job.rows; ++r) {
     const float* x = job.x + r * job.x_row;
     float* y = job.y + r * job.y_row + first;
     const float* add = job.add == nullptr ? nullptr : job.add + r * job.add_row + first;
     for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t begin = t * job.pixels / tiles, end = (t + 1) * job.pixels / tiles;
-      product_tile_of<W, kVectors>(end - begin, job, x + begin * job.x_pixel, weight,
-                                   job.bias + first, y + begin * job.y_pixel,
-                                   add == nullptr ? nullptr : add + begin * job.add_pixel);
+      const int64_t pixels = size + (t < larger);
+      product_tile_of<W, kVectors>(pixels, job, x, weight, job.bias + first, y, add);
+      x += pixels * job.x_pixel;
+      y += pixels * job.y_pixel;
+      if (add != nullptr) add += pixels * job.add_pixel;
     }
   }
 }
@@ -98,6 +106,18 @@ ANCHORNET_INLINE void product(Product job) {
       product_panel<W, 2>(job, weight, first);
     } else {
       product_panel<W, 1>(job, weight, first);
+    }
+  }
+}
+
+template <int W>
+ANCHORNET_INLINE void scale(const float* x, const float* gate, int64_t inputs, int64_t channels,
+                            float* y) {
+  for (int64_t first = 0; first < channels; first += kPanelVectors * W) {
+    const int64_t left = channels - first;
+    const int64_t wide = left < kPanelVectors * W ? left : kPanelVectors * W;
+    for (int64_t i = 0; i < inputs; ++i) {
+      for (int64_t n = 0; n < wide; n += W, x += W, y += W) store<W>(y, load<W>(x) * gate[i]);
     }
   }
 }

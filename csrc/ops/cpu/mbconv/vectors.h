@@ -36,6 +36,22 @@ ANCHORNET_INLINE void store(float* x, Vector<W> v) {
   memcpy(x, &v, sizeof(v));
 }
 
+// x cut off at +-limit. For its widest vectors GCC does not see that this is two instructions, and
+// makes four of it, a quarter of the time of a SiLU.
+template <int W>
+ANCHORNET_INLINE Vector<W> clamp(Vector<W> x, float limit) {
+  const Vector<W> low = Vector<W>{} - limit, high = Vector<W>{} + limit;
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+  if constexpr (W == 16) {
+    asm("vmaxps %1, %2, %0" : "=v"(x) : "v"(x), "v"(low));
+    asm("vminps %1, %2, %0" : "=v"(x) : "v"(x), "v"(high));
+    return x;
+  }
+#endif
+  x = x < low ? low : x;
+  return x > high ? high : x;
+}
+
 // 1 + exp(-x), the denominator of the sigmoid, with a relative error below 3e-7 + 2e-8 |x| where
 // there are fused multiply-adds. x is cut off at +-87, beyond which a float32 sigmoid or SiLU is as
 // good as its limit. NaN may give any number.
@@ -43,9 +59,8 @@ template <int W>
 ANCHORNET_INLINE Vector<W> one_plus_exp_minus(Vector<W> x) {
   using V = Vector<W>;
   using I = typename Types<W>::Int;
-  constexpr float kLimit = 87.f, kMinusLog2E = -1.44269504f;
-  x = x > kLimit ? V{} + kLimit : x;
-  x = x < -kLimit ? V{} - kLimit : x;
+  constexpr float kMinusLog2E = -1.44269504f;
+  x = clamp<W>(x, 87.f);
   // exp(-x) = 2^n 2^r, n whole, |r| <= 1/2; adding 1.5 * 2^23 leaves n in the low bits.
   const V shifted = x * kMinusLog2E + 0x1.8p23f;
   const V r = x * kMinusLog2E - (shifted - 0x1.8p23f);
@@ -71,6 +86,17 @@ ANCHORNET_INLINE Vector<W> silu(Vector<W> x) {
 template <int W>
 ANCHORNET_INLINE Vector<W> sigmoid(Vector<W> x) {
   return x == x ? 1.f / one_plus_exp_minus<W>(x) : x;
+}
+
+// In place; `count` is a multiple of W.
+template <int W>
+ANCHORNET_INLINE void silu(float* x, int64_t count) {
+  for (int64_t i = 0; i < count; i += W) store<W>(x + i, silu<W>(load<W>(x + i)));
+}
+
+template <int W>
+ANCHORNET_INLINE void sigmoid(float* x, int64_t count) {
+  for (int64_t i = 0; i < count; i += W) store<W>(x + i, sigmoid<W>(load<W>(x + i)));
 }
 
 }  // namespace anchornet::mbconv
