@@ -32,7 +32,7 @@ from rich.progress import track
 from rich.table import Table
 
 from anchornet_ext.policy.exit_table import ExitTable
-from anchornet_ext.policy.fitting import pareto
+from anchornet_ext.policy.fitting import fit_thresholds
 from anchornet_ext.policy.outcome import outcome
 
 #: (rho_1, rho_2) of the eight published operating points; rho_3 = rho_4 = 0.9.
@@ -65,8 +65,8 @@ def main() -> int:
         budgets = np.linspace(table.cost[0], table.cost[-1], 12)[1:-1]
     methods = contenders(table.num_exits, published=args.published)
     accuracy = {name: np.empty((args.seeds, len(budgets))) for name in methods}
-    # Also a little beside the budgets, so that the reading at them is between two points.
-    fit_budgets = np.unique(np.concatenate([budgets * f for f in (0.97, 1.0, 1.03)]))
+    # Also a little beyond the outer ones, so that the reading at them is between two points.
+    fit_budgets = np.concatenate([budgets[:1] * 0.97, budgets, budgets[-1:] * 1.03])
     fit_budgets = fit_budgets[fit_budgets >= table.cost[0]]
     for seed in track(range(args.seeds), "halves", console=Console(stderr=True)):
         order = np.random.default_rng(seed).permutation(table.num_images)
@@ -105,10 +105,15 @@ def fitted(method: str, answer: str) -> Method:
 
     def curve(fitting: ExitTable, measuring: ExitTable, budgets: NDArray[np.float64]) -> Points:
         fitting, measuring = fitting.with_answer(answer), measuring.with_answer(answer)
-        found = pareto(
-            fitting.confidence, fitting.correct, fitting.cost, budgets=budgets, method=method
+        return measured(
+            measuring,
+            [
+                fit_thresholds(
+                    fitting.confidence, fitting.correct, fitting.cost, budget, method=method
+                ).thresholds
+                for budget in budgets
+            ],
         )
-        return measured(measuring, found.thresholds)
 
     return curve
 
