@@ -101,17 +101,21 @@ def test_operating_points_are_measured_on_other_images(out: Path) -> None:
 
 def test_held_out_accuracy_does_not_flatter() -> None:
     """Of confidences that say nothing, thresholds fitted on the images measured look good."""
-    rng = np.random.default_rng(0)
     shape = (120, 4)
-    table = ExitTable(
-        rng.random(shape, np.float32), rng.random(shape) < 0.5, np.array([1.0, 2.0, 3.0, 4.0])
-    )
-    point = fitted_point(table, 3.0)
-    same = outcome(table.with_answer(point.policy.answer), point.policy.thresholds)
-    assert same.accuracy > 0.58
-    assert abs(float(point.accuracy.value) - 0.5) < 0.06
-    assert point.macs is not None
-    assert point.macs < 3.3
+    same, held_out = [], []
+    for seed in range(12):  # a single table may turn out either way
+        rng = np.random.default_rng(seed)
+        table = ExitTable(
+            rng.random(shape, np.float32), rng.random(shape) < 0.5, np.array([1.0, 2.0, 3.0, 4.0])
+        )
+        point = fitted_point(table, 3.0)
+        answered = table.with_answer(point.policy.answer)
+        same.append(outcome(answered, point.policy.thresholds).accuracy)
+        held_out.append(float(point.accuracy.value))
+        assert point.macs is not None
+        assert point.macs < 3.3
+    assert np.mean(same) > 0.55
+    assert abs(np.mean(held_out) - 0.5) < 0.025
 
 
 def test_times(out: Path, plain: Path) -> None:

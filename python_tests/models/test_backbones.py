@@ -120,7 +120,6 @@ def test_no_auxiliary_classifiers_in_training_either(name):
 
 
 def test_timm():
-    pytest.importorskip("timm", reason="timm is not installed")
     model = build_backbone("timm/mobilenetv3_small_050", 7).eval()
     with torch.no_grad():
         assert model(torch.zeros(1, 3, 95, 95)).shape == (1, 7)
