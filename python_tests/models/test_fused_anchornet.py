@@ -142,6 +142,50 @@ def test_hooks_are_called(folded):
     assert not runs_submodules(lambda: folded(IMAGES))
 
 
+def _double(_: nn.Module, weight: Tensor) -> Tensor:
+    return 2 * weight
+
+
+def quantise(model: FoldedAnchorNet) -> FoldedAnchorNet:
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+
+
+def parametrise(model: FoldedAnchorNet) -> FoldedAnchorNet:
+    doubled = type("Doubled", (nn.Module,), {"forward": _double})()
+    conv = model.blocks[2].project.conv
+    nn.utils.parametrize.register_parametrization(conv, "bias", doubled)
+    return model
+
+
+def activate_otherwise(model: FoldedAnchorNet) -> FoldedAnchorNet:
+    model.blocks[2].expand.activation = nn.Hardswish()
+    return model
+
+
+def leave_out(model: FoldedAnchorNet) -> FoldedAnchorNet:
+    model.blocks[5] = nn.Identity()
+    return model
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("change", [quantise, parametrise, activate_otherwise, leave_out])
+@torch.no_grad()
+def test_modules_of_other_types_are_run(folded, change):
+    changed = change(folded)
+    got = changed.features(IMAGES)
+    changed.fused = False
+    torch.testing.assert_close(got, changed.features(IMAGES), rtol=0, atol=0)
+
+
+def test_forward_mode_gradients_are_not_lost(folded):
+    folded.requires_grad_(False)
+    _, got = torch.func.jvp(folded.features, (IMAGES,), (IMAGES,))
+    folded.fused = False
+    _, expected = torch.func.jvp(folded.features, (IMAGES,), (IMAGES,))
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(got, expected)
+
+
 @torch.no_grad()
 def test_export_needs_no_operator_of_ours(folded):
     exported = torch.export.export(folded, (IMAGES,))
