@@ -35,8 +35,9 @@ _MAX_KEPT = 64
 def _kept(key: tuple[Any, ...], make: Callable[[], Tensor], like: Tensor) -> Tensor:
     """`make()`, or what it was before for the same key. Nobody writes to such a tensor.
 
-    It is not kept where torch traces or pretends, nor while a CUDA graph is captured, whose memory
-    goes with the graph. Nothing is ever thrown out, since another stream may still be reading it.
+    It is not kept where torch traces or pretends, nor where torch.func wraps it for the time of a
+    transform, nor while a CUDA graph is captured, whose memory goes with the graph. Nothing is ever
+    thrown out, since another stream may still be reading it.
     """
     if torch.compiler.is_compiling() or type(like) is not Tensor:
         return make()
@@ -45,7 +46,9 @@ def _kept(key: tuple[Any, ...], make: Callable[[], Tensor], like: Tensor) -> Ten
         with torch.inference_mode(False):  # so that it may be saved for a gradient
             tensor = make()
         capturing = like.is_cuda and torch.cuda.is_current_stream_capturing()
-        if len(_KEPT) < _MAX_KEPT and not capturing and type(tensor) is Tensor:
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        plain = type(tensor) is Tensor and not wrapped
+        if len(_KEPT) < _MAX_KEPT and not capturing and plain:
             _KEPT[key] = tensor
     return tensor
 

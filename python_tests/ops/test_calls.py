@@ -54,6 +54,14 @@ def test_nothing_is_kept_of_pretended_tensors(nothing_kept: dict[object, Tensor]
     assert type(gather(torch.rand(2, 3, 4, 5))) is Tensor
 
 
+def test_nothing_is_kept_of_a_transform(nothing_kept: dict[object, Tensor]) -> None:
+    images = torch.rand(2, 3, 4, 5)
+    torch.func.jvp(gather, (images,), (images,))
+    assert not nothing_kept
+    gather(images)
+    assert len(nothing_kept) == 3
+
+
 def test_what_is_kept_does_not_grow_without_end(
     nothing_kept: dict[object, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
