@@ -47,7 +47,8 @@ class Pending:
         if outcome.stays.is_cuda:
             self._outcome = Outcome._make(_to_pinned(tensor) for tensor in outcome)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
+            # The current device need not be this one.
+            self._event.record(torch.cuda.current_stream(outcome.stays.device))
 
     def wait(self) -> Outcome:
         if self._event is not None:
@@ -66,6 +67,8 @@ class StreamState:
         batch: the size to which incomplete batches are filled up if the passes ask for it.
     """
 
+    # The buffers are written to in every pass, which may run in inference mode or not.
+    @torch.inference_mode(False)
     def __init__(
         self,
         classifier: TwoStageClassifier,

@@ -452,6 +452,16 @@ def test_training_mode_and_gradients_are_left_alone() -> None:
         assert torch.equal(value, before[key]), key
 
 
+def test_inference_mode_may_begin_and_end_while_it_runs() -> None:
+    model = tiny_classifier(0)
+    images = noise(6, SIZE, seed=0)
+    expected = [found(one).label for one in stream(model, images, batch=2)]
+    with torch.inference_mode():
+        results = stream(model, images, batch=2)
+        first = next(results)
+    assert [found(one).label for one in (first, *results)] == expected
+
+
 def test_results_do_not_keep_their_batches() -> None:
     model = tiny_classifier(1)
     images = noise(16, SIZE, seed=3)
