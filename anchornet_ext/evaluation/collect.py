@@ -203,7 +203,8 @@ def _values(
     index = batch.labels.numpy()
     read = set(index.tolist())
     unread = [i for i in wanted if i not in read]
-    failed.update(zip(unread, batch.unreadable, strict=True))
+    reasons = map(listing.without_folder, batch.unreadable)
+    failed.update(zip(unread, reasons, strict=True))
     labels = torch.from_numpy(listing.labels[index].astype(np.int64)).to(world.device)
     if len(index):
         images = batch.images.to(world.device, non_blocking=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,7 +207,7 @@ def _item(
     name = table.image_path(row)
     (photo,) = read_photos([root / name], model)
     if isinstance(photo, str):
-        return photo
+        return photo.replace(os.path.join(root, ""), "")
     boxes: list[tuple[int, int]] = []
     if exit_index:
         device = next(model.parameters()).device

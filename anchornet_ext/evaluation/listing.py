@@ -39,13 +39,17 @@ class Listing:
         """The path of photo `index` below the folder."""
         return os.fsdecode(bytes(self.paths[index]))
 
+    def without_folder(self, text: str) -> str:
+        """`text` with the photos' paths below the folder: where it lies is nobody's business."""
+        return text.replace(os.path.join(self.folder, ""), "")
+
     def full_paths(self) -> list[str]:
         """The photos' files."""
         return [os.path.join(self.folder, self.path(i)) for i in range(len(self))]
 
     def digest(self) -> str:
         """Of the photos' names and labels, wherever the folder lies."""
-        digest = hashlib.sha256("\0".join(self.class_names).encode())
+        digest = hashlib.sha256(os.fsencode("\0".join(self.class_names)))
         for path, label in zip(self.paths, self.labels, strict=True):
             digest.update(b"\0%d/%b" % (label, path))
         return digest.hexdigest()

@@ -88,7 +88,8 @@ def write_report(folder: str | PathLike[str], data: ReportData) -> Path:
     ]
     content = page.document(_title(data), [part for part in sections if part])
     writer.remove_others()
-    write_whole(folder / PAGE, content.encode())
+    # Names of files need not be text.
+    write_whole(folder / PAGE, content.encode(errors="backslashreplace"))
     return folder / PAGE
 
 

@@ -177,8 +177,8 @@ def about_points(operating: Sequence[OperatingPoint], exits: AnytimeCurve) -> li
     said = []
     if any(point.held_out is False for point in operating):
         said.append(
-            "Points marked “same images” were fitted on the images they are measured on, which "
-            "flatters them."
+            "Points marked “same images” were fitted on the images they are measured on, or on "
+            "some of them, which flatters them."
         )
     count = exits.num_images
     for point in operating:

@@ -18,7 +18,7 @@ from anchornet_ext.inference import TwoStageClassifier
 from anchornet_ext.inference.early_exit import evaluating
 from anchornet_ext.inference.passes import available_patches, check_logits
 from anchornet_ext.inference.policies import patch_locations
-from anchornet_ext.inference.storage import CONFIG, resolve
+from anchornet_ext.inference.storage import checksum, read_config, resolve
 from anchornet_ext.models import build_backbone, count_macs, require_input_size
 from anchornet_ext.models.backbones import pretrained_classes
 from anchornet_ext.ops import gather_patches
@@ -106,13 +106,13 @@ class TwoStageSystem:
         require_device(device)
         folder = resolve(folder_or_name)
         classifier = TwoStageClassifier.from_pretrained(folder, fold=False)
-        # The configuration holds the checksums of the weights, which loading has compared.
-        checksum = hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
+        # Not of the policy: the table is the same whatever it is.
+        digest = checksum(read_config(folder))
         about = {
             "model": str(folder_or_name),
             "macs_per_exit_unfolded": list(classifier.macs_per_exit()),
         }
-        return cls(classifier.to(device).fold(), f"AnchorNet ({folder.name})", checksum, about)
+        return cls(classifier.to(device).fold(), f"AnchorNet ({folder.name})", digest, about)
 
     @property
     def class_names(self) -> Sequence[str] | None:
@@ -154,7 +154,6 @@ class TwoStageSystem:
             "image_size": self.preprocessing.crop_size,
             "iou_threshold": model.iou_threshold,
             "criterion": model.criterion,
-            "policy": None if model.policy is None else model.policy.to_dict(),
             "folded": model.is_folded,
         }
 

@@ -114,7 +114,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     for name, blob in blobs.items():
         write_whole(folder / name, blob)
-    write_whole(folder / CONFIG, text.encode())
+    write_whole(folder / CONFIG, text)
 
 
 def load(folder_or_name: str | PathLike[str]) -> TwoStageClassifier:
@@ -184,6 +184,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def checksum(config: Mapping[str, Any]) -> str:
+    """Of a configuration but its policy: the same for the same weights and settings.
+
+    The configuration holds the checksums of the weights, which loading compares.
+    """
+    kept = {
+        key: value
+        for key, value in config.items()
+        if key not in ("policy", "thresholds", "format_version")  # what installing one changes
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
 def install_policy(folder: str | PathLike[str], policy: ExitPolicy | None) -> None:
     """Makes `policy` the one that the saved model in `folder` uses by itself; None takes it away.
 
@@ -204,11 +217,13 @@ def install_policy(folder: str | PathLike[str], policy: ExitPolicy | None) -> No
     config.pop("thresholds", None)  # of format version 1
     config["format_version"] = FORMAT_VERSION
     config["policy"] = None if policy is None else policy.to_dict()
-    write_whole(folder / CONFIG, _as_text(config).encode())
+    write_whole(folder / CONFIG, _as_text(config))
 
 
-def _as_text(config: Mapping[str, Any]) -> str:
-    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+def _as_text(config: Mapping[str, Any]) -> bytes:
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    # Classes are named by folders, whose names need not be text: JSON reads this as the same name.
+    return text.encode(errors="backslashreplace")
 
 
 def _policy(config: Mapping[str, Any]) -> ExitPolicy | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -154,8 +154,34 @@ def cross_fit(table: ExitTable, recipe: Recipe, *, splits: int | None = None) ->
     """
     check_table(table, recipe)
     if splits is None:
-        splits = min(_MOST_SPLITS, max(1, _SPLIT_IMAGES // table.num_images))
+        splits = _default_splits(table)
     return _cross_fit(table, recipe, splits, lambda half: _fit_half(half, recipe))
+
+
+def cross_fit_budgets(
+    table: ExitTable, recipe: Recipe, budgets: Sequence[float], *, splits: int | None = None
+) -> list[HeldOut]:
+    """As `cross_fit`, for policies of other budgets with the rules chosen for the recipe's goal.
+
+    The rules are chosen on each half anew: chosen on the whole table, they would have seen the
+    images that they are measured on.
+
+    Raises:
+        ValueError: as `cross_fit`; or a budget is below the cost of the first exit.
+    """
+    check_table(table, recipe)
+    if splits is None:
+        splits = _default_splits(table)
+    rules = [
+        _chosen_rules(table.subset(fitted[:MOST_FITTED]), recipe)
+        for fitted, _ in _halves(table.num_images, splits, recipe.seed)
+    ]
+    found = []
+    for budget in budgets:
+        at = replace(recipe, goal=Goal(budget=budget, unit=recipe.goal.unit))
+        check_table(table, at)
+        found.append(_cross_fit(table, at, splits, _with_rules(at, rules)))
+    return found
 
 
 def check_table(table: ExitTable, recipe: Recipe) -> None:
@@ -183,17 +209,37 @@ def _cross_fit(
     count = table.num_images
     cost = table.costs(recipe.goal.unit)
     right, spent = np.zeros(count), np.zeros(count)
-    generator = np.random.default_rng(recipe.seed)
+    for fitted, measured in _halves(count, splits, recipe.seed):
+        policy = fit(table.subset(fitted[:MOST_FITTED]))
+        seen = applied(table.subset(measured), policy)
+        index = outcome(seen, policy.thresholds, recipe.goal.unit).exit_index
+        right[measured] += seen.correct[np.arange(len(index)), index]
+        spent[measured] += cost[index]
+    return HeldOut(right / splits, spent / splits, min(count // 2, MOST_FITTED), splits)
+
+
+def _default_splits(table: ExitTable) -> int:
+    return min(_MOST_SPLITS, max(1, _SPLIT_IMAGES // table.num_images))
+
+
+def _halves(
+    count: int, splits: int, seed: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """The images to fit on and those to measure, both ways for each split."""
+    generator = np.random.default_rng(seed)
     half = count // 2
     for _ in range(splits):
         order = generator.permutation(count)
-        for fitted, measured in ((order[:half], order[half:]), (order[half:], order[:half])):
-            policy = fit(table.subset(fitted[:MOST_FITTED]))
-            seen = applied(table.subset(measured), policy)
-            index = outcome(seen, policy.thresholds, recipe.goal.unit).exit_index
-            right[measured] += seen.correct[np.arange(len(index)), index]
-            spent[measured] += cost[index]
-    return HeldOut(right / splits, spent / splits, min(half, MOST_FITTED), splits)
+        yield order[:half], order[half:]
+        yield order[half:], order[:half]
+
+
+def _with_rules(
+    recipe: Recipe, rules: Sequence[tuple[Answer, bool]]
+) -> Callable[[ExitTable], ExitPolicy]:
+    """Fits one half after the other, each with its own rules."""
+    remaining = iter(rules)
+    return lambda half: _fit(half, recipe, *next(remaining))
 
 
 def _fit(table: ExitTable, recipe: Recipe, answer: Answer, scaled: bool) -> ExitPolicy:

@@ -23,6 +23,7 @@ from .calibration import (
     Unit,
     check_table,
     cross_fit,
+    cross_fit_budgets,
     fit_policy,
     policy_outcome,
 )
@@ -127,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         if path is not None and not path.resolve().parent.is_dir():
             raise FileNotFoundError(f"there is no folder {path.resolve().parent} to write to")
     if args.install is not None:
-        _require_model(args.install, table.num_exits)
+        _require_model(args.install, table, cut=args.exits is not None)
 
     policy = fit_policy(table, recipe)
     held_out = cross_fit(table, recipe)
@@ -203,13 +204,21 @@ def _require_costs(args: argparse.Namespace, table: ExitTable) -> None:
         )
 
 
-def _require_model(folder: Path, num_exits: int) -> None:
-    from anchornet_ext.inference.storage import read_config
+def _require_model(folder: Path, table: ExitTable, *, cut: bool) -> None:
+    """Raises ValueError where the table is not one of this model; a cut one is another's anyway."""
+    from anchornet_ext.inference.storage import checksum, read_config
 
     config = read_config(folder)
     exits = 1 + int(config["num_patches"])
-    if exits != num_exits:
-        raise ValueError(f"--install {folder}: this model has {exits} exits, not {num_exits}")
+    if exits != table.num_exits:
+        raise ValueError(f"--install {folder}: this model has {exits} exits, not {table.num_exits}")
+    measured, here = table.metadata.get("checksum"), checksum(config)
+    if not cut and measured is not None and measured != here:
+        raise ValueError(
+            f"--install {folder}: the table is of another model, "
+            f"{table.metadata.get('system', 'of no name')} ({measured:.13}... there, "
+            f"{here:.13}... here): its confidences say nothing about this one's. Evaluate this one"
+        )
 
 
 def _about(
@@ -339,7 +348,11 @@ def _unit(unit: Unit, largest: float) -> tuple[float, str]:
 
 
 def _curve(table: ExitTable, recipe: Recipe, policy: ExitPolicy) -> str:
-    """CSV: for each of many budgets the policy with these rules and what to expect of it."""
+    """CSV: for each of many budgets the policy with these rules and what to expect of it.
+
+    What is held out chooses its rules for itself, as `cross_fit_budgets` says: `policy` has chosen
+    its own on all images.
+    """
     cost = table.costs(recipe.goal.unit)
     rules = replace(
         recipe,
@@ -356,9 +369,10 @@ def _curve(table: ExitTable, recipe: Recipe, policy: ExitPolicy) -> str:
             *(f"threshold_{t}" for t in range(1, table.num_exits)),
         ]
     )
-    for budget in np.linspace(cost[0], cost[-1], _CURVE_POINTS).tolist():
+    budgets = np.linspace(cost[0], cost[-1], _CURVE_POINTS).tolist()
+    measured = cross_fit_budgets(table, recipe, budgets)
+    for budget, held_out in zip(budgets, measured, strict=True):
         at = replace(rules, goal=Goal(budget=budget, unit=recipe.goal.unit))
-        held_out = cross_fit(table, at)
         fitted = fit_policy(table, at)
         on_table = policy_outcome(table, fitted, recipe.goal.unit)
         writer.writerow(

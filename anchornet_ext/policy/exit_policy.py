@@ -146,7 +146,8 @@ class ExitPolicy:
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the policy as a JSON file, whole or not at all."""
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        write_whole(Path(path), text.encode())
+        # File names in `about` need not be text: JSON reads this as the same name.
+        write_whole(Path(path), text.encode(errors="backslashreplace"))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> ExitPolicy:

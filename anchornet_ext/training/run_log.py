@@ -71,7 +71,9 @@ class RunLog:
                 ) from error
         if enabled and folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(folder / "log.txt", "a", encoding="utf-8")  # noqa: SIM115
+            self._file = open(  # noqa: SIM115
+                folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace"
+            )
 
     def line(self, text: str) -> None:
         """One line on the terminal and in log.txt, with the time."""

@@ -22,6 +22,7 @@ from evaluation_cases import (
     SIDE,
     Evaluate,
     save_model,
+    save_photos,
     subprocess_evaluate,
 )
 
@@ -29,7 +30,9 @@ from anchornet_ext import cli
 from anchornet_ext.data.photos import read_photo
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.inference import TwoStageClassifier
+from anchornet_ext.inference.storage import install_policy
 from anchornet_ext.models import build_backbone
+from anchornet_ext.policy.exit_policy import ExitPolicy
 from anchornet_ext.policy.exit_table import ExitTable
 from anchornet_ext.policy.outcome import apply_thresholds
 
@@ -378,3 +381,54 @@ def test_train_and_val_folders_are_told_apart(
     done = evaluate("--model", model, "--data", tmp_path, "--out", tmp_path / "out")
     assert done.returncode == 2
     assert f"did you mean '{tmp_path / 'val'}'?" in done.stderr
+
+
+def test_names_that_are_no_text(model: Path, tmp_path: Path) -> None:
+    """In the folder, a photo and a class; and nothing tells where the folder lies."""
+    odd = os.fsdecode(b"bee\xff")
+    named = tmp_path / "model"
+    loaded = TwoStageClassifier.from_pretrained(model, fold=False)
+    loaded.class_names = [odd if name == "bee" else name for name in NAMES]
+    loaded.save_pretrained(named)
+    data, out = tmp_path / os.fsdecode(b"d\xe9"), tmp_path / "out"
+    save_photos(data, {"ant": 30, odd: 15})
+    (data / odd / os.fsdecode(b"bad\xfe.png")).write_text("no photo")
+    arguments = [
+        ("--model", named, "--data", data, "--out", out),
+        ("--workers", 0, "--threads", 1, "--no-latency"),
+    ]
+    assert cli.main(["evaluate", *(str(word) for words in arguments for word in words)]) == 0
+    page = (out / "report.html").read_text("utf-8")
+    assert "1 image could not be read" in page
+    shown = [page.split("Images that could not be read")[1].split("</details>")[0]]
+    shown += [(out / "failures.csv").read_text("utf-8", errors="surrogateescape")]
+    for text in shown:
+        assert "bad" in text
+        assert str(tmp_path) not in text
+    policy = tmp_path / "p.json"
+    wanted = ["calibrate", out, "--accuracy", "1%", "--out", policy, "--install", named]
+    assert cli.main([str(word) for word in wanted]) == 0
+    assert ExitPolicy.load(policy).about["data"] == data.name
+    again = TwoStageClassifier.from_pretrained(named)
+    assert again.policy is not None
+    assert again.class_names is not None
+    assert odd in again.class_names
+
+
+def test_a_new_policy_does_not_undo_an_evaluation(
+    model: Path, photos: Path, tmp_path: Path, evaluate: Evaluate
+) -> None:
+    """The table is the same; on the images that fitted it, a policy is said to flatter."""
+    own = tmp_path / "model"
+    shutil.copytree(model, own)
+    data = ("--data", photos, *QUICK)
+    assert evaluate("--model", own, "--out", tmp_path / "out", *data).returncode == 0
+    table = (tmp_path / "out" / "exits.npz").read_bytes()
+    about = {"data": photos.name, "images": 20, "system": "AnchorNet (of another name)"}
+    install_policy(own, ExitPolicy((0.5, 0.5), about=about))
+    done = evaluate("--model", own, "--out", tmp_path / "out", *data, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "exits.npz").read_bytes() == table
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    (point,) = summary["operating_points"]
+    assert (point["name"], point["held_out"]) == ("the model's own", False)

@@ -18,9 +18,10 @@ from synthetic import WITHOUT_GRID, synthetic_table
 
 from anchornet_ext import cli
 from anchornet_ext.inference import TwoStageClassifier
+from anchornet_ext.inference.storage import checksum
 from anchornet_ext.models import AnchorNet, build_backbone
 from anchornet_ext.policy import quantities
-from anchornet_ext.policy.calibration import policy_outcome
+from anchornet_ext.policy.calibration import Goal, Recipe, cross_fit, fit_policy, policy_outcome
 from anchornet_ext.policy.exit_policy import ExitPolicy
 from anchornet_ext.policy.exit_table import ExitTable
 
@@ -285,3 +286,45 @@ def test_what_is_no_amount(parse: Callable[[str], float], texts: list[str]) -> N
     for text in texts:
         with pytest.raises(ValueError, match=r"is no|above 1"):
             parse(text)
+
+
+def test_the_curve_is_as_held_out_as_the_policy(tmp_path: Path, run: Run) -> None:
+    """The answer rule is chosen on each half, not on the images that it is measured on."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        shape = (100, 3)
+        loaded = ExitTable(
+            rng.random(shape, np.float32), rng.random(shape) < 0.5, np.array([1e9, 2e9, 3e9])
+        )
+        recipe = Recipe(Goal(budget=3e9), temperatures="off")
+        if fit_policy(loaded, recipe).answer == "surest":
+            break
+    loaded.save(tmp_path / "t.npz")
+    curve = tmp_path / "c.csv"
+    status, text, err = run(
+        tmp_path / "t.npz", "--budget", "3G", "--curve", curve, "--temperatures", "off"
+    )
+    assert status == 0, err
+    assert "answer        surest" in text
+    with open(curve) as file:
+        *_, dearest = csv.DictReader(file)
+    expected = cross_fit(loaded, recipe)
+    assert float(dearest["budget"]) == 3e9
+    assert float(dearest["held_out_accuracy"]) == pytest.approx(expected.accuracy)
+    assert float(dearest["held_out_cost"]) == pytest.approx(expected.cost)
+
+
+def test_a_table_of_another_model_is_not_installed(tmp_path: Path, model: Path, run: Run) -> None:
+    path = tmp_path / "t.npz"
+    config = json.loads((model / "config.json").read_text())
+    for measured, message in ((checksum(config), ""), ("0123", "the table is of another model")):
+        metadata = {"system": "AnchorNet (other)", "checksum": measured}
+        synthetic_table(200, metadata=metadata).save(path)
+        before = (model / "config.json").read_bytes()
+        status, _, err = run(path, "--budget", "2G", "--install", model)
+        assert status == (2 if message else 0), err
+        assert message in err
+        assert ((model / "config.json").read_bytes() == before) == bool(message)
+    # A table that was cut is one of another model, by intention.
+    status, _, err = run(path, "--budget", "2G", "--install", model, "--exits", "3")
+    assert status == 0, err
