@@ -6,9 +6,8 @@
 #include "common/parallel.h"
 #include "ops/gather_patches.h"
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__)
+#ifdef ANCHORNET_X86
 #include <immintrin.h>
-#define ANCHORNET_X86 1
 #endif
 
 namespace anchornet::patches {

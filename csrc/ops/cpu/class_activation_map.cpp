@@ -47,8 +47,7 @@ inline float widen(Half x) { return static_cast<float>(x); }
 
 // Row r of `rows` is at x + r * x_stride and goes to y + r * y_stride.
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__)
-#define ANCHORNET_X86 1
+#ifdef ANCHORNET_X86
 #define ANCHORNET_V4 __attribute__((target("arch=x86-64-v4")))
 
 ANCHORNET_V4 [[gnu::always_inline]] inline __mmask16 first_lanes(int64_t count) {
