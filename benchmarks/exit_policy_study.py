@@ -14,6 +14,9 @@ policies of a method are joined to a curve there and read at exactly the budget.
 - history: the stop is decided on all confidences so far (the present one and the largest before,
   smoothed gains on their ranks, backward induction) instead of on the present one, with the surest
   answer as well. It needs no thresholds and is here to say whether it would win.
+
+Last, the most that any thresholds could gain: the best found for the images they are measured on,
+over the geometric rule fitted there as well, on the whole table.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from threshold_ceiling import ceiling_curve
 
+from anchornet_ext.policy.exit_policy import ANSWERS, Answer
 from anchornet_ext.policy.exit_table import ExitTable
 from anchornet_ext.policy.fitting import fit_thresholds
 from anchornet_ext.policy.outcome import outcome
@@ -75,7 +80,8 @@ def main() -> int:
         for name, method in methods.items():
             points = method(fitting, measuring, fit_budgets)
             accuracy[name][seed] = 100 * read_curve(points, budgets)
-    report(budgets, accuracy, args.out, args.table, table)
+    ceiling = {answer: ceiling_gain(table, budgets, answer) for answer in ANSWERS}
+    report(budgets, accuracy, ceiling, args.out, args.table, table)
     return 0
 
 
@@ -100,7 +106,7 @@ def contenders(num_exits: int, published: bool) -> dict[str, Method]:
     }
 
 
-def fitted(method: str, answer: str) -> Method:
+def fitted(method: str, answer: Answer) -> Method:
     """Thresholds fitted for every budget on one half, measured on the other."""
 
     def curve(fitting: ExitTable, measuring: ExitTable, budgets: NDArray[np.float64]) -> Points:
@@ -118,6 +124,14 @@ def fitted(method: str, answer: str) -> Method:
     return curve
 
 
+def ceiling_gain(table: ExitTable, budgets: NDArray[np.float64], answer: Answer) -> float:
+    """Points of accuracy, mean over the budgets."""
+    limits = np.concatenate([budgets[:1] * 0.97, budgets, budgets[-1:] * 1.03])
+    rule = fitted("geometric", "last")(table, table, limits[limits >= table.cost[0]])
+    best = ceiling_curve(table.with_answer(answer))
+    return 100 * float((read_curve(best, budgets) - read_curve(rule, budgets)).mean())
+
+
 def measured(table: ExitTable, policies: Sequence[Sequence[float]]) -> Points:
     found = [outcome(table, thresholds) for thresholds in policies]
     return np.array([(point.cost, point.accuracy) for point in found])
@@ -132,6 +146,7 @@ def read_curve(points: Points, budgets: NDArray[np.float64]) -> NDArray[np.float
 def report(
     budgets: NDArray[np.float64],
     accuracy: dict[str, NDArray[np.float64]],
+    ceiling: dict[str, float],
     out: Path | None,
     path: Path,
     table: ExitTable,
@@ -164,6 +179,8 @@ def report(
             "mean_gain_deviation": round(float(spread), 4),
         }
     Console(width=170).print(shown)
+    gains = ", ".join(f"{gain:+.3f} (answer: {answer})" for answer, gain in ceiling.items())
+    print(f"fitted to the images measured, any thresholds gain at most about {gains}")
     if out is not None:
         words = [path.name if word == str(path) else word for word in sys.argv[1:]]
         record = {
@@ -174,6 +191,9 @@ def report(
             "seeds": seeds,
             "budgets": budgets.tolist(),
             "methods": results,
+            "gain_of_thresholds_fitted_to_what_is_measured": {
+                answer: round(gain, 4) for answer, gain in ceiling.items()
+            },
         }
         out.write_text(json.dumps(record, indent=1) + "\n")
 

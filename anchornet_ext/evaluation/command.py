@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -268,6 +268,7 @@ class _Wanted:
 
     policies: Mapping[str, ExitPolicy]
     plain: Mapping[str, ExitTable]
+    notes: Sequence[str]
 
 
 def _wanted(args: argparse.Namespace, system: ExitSystem) -> _Wanted:
@@ -289,10 +290,14 @@ def _wanted(args: argparse.Namespace, system: ExitSystem) -> _Wanted:
             raise ValueError(f"--policy: two files are called {path.stem!r}")
         policies[path.stem] = policy
     own = system.classifier.policy if isinstance(system, TwoStageSystem) else None
+    notes = []
     if own is not None:
-        require_fits(own, "the model's own policy", system.num_exits, has_grid)
-        policies[OWN_POLICY] = own
-    return _Wanted(policies, {str(path): load_plain(path) for path in args.plain})
+        try:
+            require_fits(own, "the model's own policy", system.num_exits, has_grid)
+            policies[OWN_POLICY] = own
+        except ValueError as error:  # nobody asked for it
+            notes.append(f"Not measured: {error}.")
+    return _Wanted(policies, {str(path): load_plain(path) for path in args.plain}, notes)
 
 
 def _collect(
@@ -357,6 +362,7 @@ def _report(
         plain=wanted.plain,
         failures=read_failures(args.out),
     )
+    data = replace(data, notes=[*wanted.notes, *data.notes])
     if passes is not None and isinstance(system, TwoStageSystem):
         log.line("timing real early exit")
         data = _timed(args, system, listing, world, table, data, wanted)

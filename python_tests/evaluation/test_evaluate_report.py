@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from evaluation_cases import BACKBONE, NAMES, SIDE, Evaluate, save_photos
 
-from anchornet_ext import cli
+from anchornet_ext import TwoStageClassifier, cli
 from anchornet_ext.evaluation.latency import LatencyReport
 from anchornet_ext.evaluation.operating import decides_as, default_budgets, fitted_point
 from anchornet_ext.inference.storage import read_config
@@ -226,6 +226,22 @@ def test_bad_input_is_named_before_any_work(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_of_the_model_that_the_table_cannot_tell_is_a_note(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    """Nobody asked for it, and `classify` takes it: no reason to refuse the evaluation."""
+    classifier = TwoStageClassifier.from_pretrained(model, fold=False)
+    classifier.policy = ExitPolicy((0.5, 0.5), (1.0, 1.1, 1.0))
+    classifier.save_pretrained(tmp_path / "odd")
+    status = run(
+        "--model", tmp_path / "odd", "--data", data, "--out", tmp_path / "out", *QUICK,
+        "--no-latency", "--no-report", "--limit", 42,
+    )  # fmt: skip
+    assert status == 0
+    said = (tmp_path / "out" / "log.txt").read_text()
+    assert "Not measured: the model's own policy has the temperature 1.1" in said
 
 
 def test_matplotlib_is_missed_before_any_work(
