@@ -8,6 +8,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from anchornet_ext.policy.calibration import (
+    FEWEST_IMAGES,
+    MOST_FITTED,
+    applied,
+    default_splits,
+    halves,
+)
 from anchornet_ext.policy.exit_policy import ExitPolicy
 from anchornet_ext.policy.exit_table import ExitTable
 from anchornet_ext.policy.fitting import Method, pareto
@@ -18,14 +25,6 @@ from .units import plural
 
 Costs = Literal["macs", "milliseconds", "inputs"]
 COSTS: tuple[Costs, ...] = ("macs", "milliseconds", "inputs")
-
-#: Below this a half has so few images that thresholds fitted on it say nothing.
-FEWEST_IMAGES = 20
-#: Thresholds hardly change beyond this many images, while the search takes ever longer.
-MOST_FITTED = 50_000
-#: Small tables are cheap, and it matters which half an image falls into: they are split repeatedly.
-_SPLIT_IMAGES = 20_000
-_MOST_SPLITS = 10
 
 
 @dataclass(frozen=True)
@@ -216,7 +215,7 @@ def cross_fit(
         raise ValueError(f"a curve needs at least 2 points, got num_points={num_points}")
     count, exits = table.num_images, table.num_exits
     if splits is None:
-        splits = min(_MOST_SPLITS, max(1, _SPLIT_IMAGES // count))
+        splits = default_splits(table)
     if splits < 1:
         raise ValueError(f"splits must be at least 1, got {splits}")
     values = exit_costs(table, costs)
@@ -224,24 +223,19 @@ def cross_fit(
     budgets = values[0] + (_saturation(table, values) - values[0]) * steps
     weights = _trapezoid_weights(budgets)
 
-    generator = np.random.default_rng(seed)
     hits = np.zeros(num_points, dtype=np.int64)
     left = np.zeros((num_points, exits), dtype=np.int64)
     score = np.zeros(count, dtype=np.float32)
-    half = count // 2
-    for _ in range(splits):
-        order = generator.permutation(count)
-        for fitted, measured in ((order[:half], order[half:]), (order[half:], order[:half])):
-            fitted = fitted[:MOST_FITTED]
-            thresholds = fitted_thresholds(table, fitted, values, budgets, method)
-            confidence, correct = table.confidence[measured], table.correct[measured]
-            rows = np.arange(len(measured))
-            for point in range(num_points):
-                exit_index = apply_thresholds(confidence, thresholds[point])
-                right = correct[rows, exit_index]
-                hits[point] += np.count_nonzero(right)
-                left[point] += np.bincount(exit_index, minlength=exits)
-                score[measured] += np.float32(weights[point] / splits) * right
+    for fitted, measured in halves(count, splits, seed):
+        thresholds = fitted_thresholds(table, fitted[:MOST_FITTED], values, budgets, method)
+        confidence, correct = table.confidence[measured], table.correct[measured]
+        rows = np.arange(len(measured))
+        for point in range(num_points):
+            exit_index = apply_thresholds(confidence, thresholds[point])
+            right = correct[rows, exit_index]
+            hits[point] += np.count_nonzero(right)
+            left[point] += np.bincount(exit_index, minlength=exits)
+            score[measured] += np.float32(weights[point] / splits) * right
     shares = left / (count * splits)
     return BudgetedCurve(
         system=system,
@@ -252,7 +246,7 @@ def cross_fit(
         accuracy=share(hits / splits, count),
         share=shares,
         image_score=score,
-        num_fitted=min(half, MOST_FITTED),
+        num_fitted=min(count // 2, MOST_FITTED),
         splits=splits,
         seed=seed,
     )
@@ -308,10 +302,7 @@ def operating_point(
     Raises:
         ValueError: the policy does not fit the table.
     """
-    policy.require_exits(table.num_exits)
-    if policy.temperatures is not None:
-        table = table.with_temperatures(policy.temperatures)
-    table = table.with_answer(policy.answer)
+    table = applied(table, policy)
     exit_index = apply_thresholds(table.confidence, policy.thresholds)
     rows = np.arange(table.num_images)
     shares = np.bincount(exit_index, minlength=table.num_exits) / table.num_images

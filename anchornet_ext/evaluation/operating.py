@@ -7,20 +7,26 @@ from dataclasses import replace
 
 import numpy as np
 
-from anchornet_ext.policy.calibration import Goal, Recipe, fit_policy, policy_outcome
+from anchornet_ext.policy.calibration import (
+    FEWEST_IMAGES,
+    MOST_FITTED,
+    Goal,
+    Recipe,
+    default_splits,
+    fit_policy,
+    halves,
+    policy_outcome,
+)
 from anchornet_ext.policy.exit_policy import ExitPolicy
 from anchornet_ext.policy.exit_table import ExitTable
 
-from .curves import FEWEST_IMAGES, MOST_FITTED, OperatingPoint, operating_point, why_no_curve
+from .curves import OperatingPoint, operating_point, why_no_curve
 from .exit_values import TEMPERATURES
 from .intervals import share
 from .units import macs as macs_in_words
 
 #: Where budgets lie that nobody has chosen, between the costs of the first and the last exit.
 _SHARES = (0.1, 0.25, 0.5)
-#: On small tables it matters which half an image falls into.
-_SPLIT_IMAGES = 20_000
-_MOST_SPLITS = 10
 
 
 def default_budgets(macs_per_exit: Sequence[float]) -> tuple[float, ...]:
@@ -64,19 +70,15 @@ def fitted_point(table: ExitTable, budget: float, seed: int = 0) -> OperatingPoi
     assert table.cost is not None
     recipe = Recipe(Goal(budget=budget), temperatures="off", seed=seed)
     policy = fit_policy(table, recipe)
-    count, half = table.num_images, table.num_images // 2
-    splits = min(_MOST_SPLITS, max(1, _SPLIT_IMAGES // count))
-    generator = np.random.default_rng(seed)
+    count, splits = table.num_images, default_splits(table)
     right = top5 = 0.0
     left = np.zeros(table.num_exits)
-    for _ in range(splits):
-        order = generator.permutation(count)
-        for fitted, measured in ((order[:half], order[half:]), (order[half:], order[:half])):
-            found = fit_policy(table.subset(fitted[:MOST_FITTED]), recipe)
-            seen = policy_outcome(table.subset(measured), found)
-            right += seen.accuracy * len(measured) / splits
-            top5 += (seen.top5 or 0.0) * len(measured) / splits
-            left += seen.share * len(measured) / splits
+    for fitted, measured in halves(count, splits, seed):
+        found = fit_policy(table.subset(fitted[:MOST_FITTED]), recipe)
+        seen = policy_outcome(table.subset(measured), found)
+        right += seen.accuracy * len(measured) / splits
+        top5 += (seen.top5 or 0.0) * len(measured) / splits
+        left += seen.share * len(measured) / splits
     return OperatingPoint(
         name=f"budget {macs_in_words(budget)}",
         policy=policy,

@@ -154,7 +154,7 @@ def cross_fit(table: ExitTable, recipe: Recipe, *, splits: int | None = None) ->
     """
     check_table(table, recipe)
     if splits is None:
-        splits = _default_splits(table)
+        splits = default_splits(table)
     return _cross_fit(table, recipe, splits, lambda half: _fit_half(half, recipe))
 
 
@@ -171,10 +171,10 @@ def cross_fit_budgets(
     """
     check_table(table, recipe)
     if splits is None:
-        splits = _default_splits(table)
+        splits = default_splits(table)
     rules = [
         _chosen_rules(table.subset(fitted[:MOST_FITTED]), recipe)
-        for fitted, _ in _halves(table.num_images, splits, recipe.seed)
+        for fitted, _ in halves(table.num_images, splits, recipe.seed)
     ]
     found = []
     for budget in budgets:
@@ -209,7 +209,7 @@ def _cross_fit(
     count = table.num_images
     cost = table.costs(recipe.goal.unit)
     right, spent = np.zeros(count), np.zeros(count)
-    for fitted, measured in _halves(count, splits, recipe.seed):
+    for fitted, measured in halves(count, splits, recipe.seed):
         policy = fit(table.subset(fitted[:MOST_FITTED]))
         seen = applied(table.subset(measured), policy)
         index = outcome(seen, policy.thresholds, recipe.goal.unit).exit_index
@@ -218,14 +218,15 @@ def _cross_fit(
     return HeldOut(right / splits, spent / splits, min(count // 2, MOST_FITTED), splits)
 
 
-def _default_splits(table: ExitTable) -> int:
+def default_splits(table: ExitTable) -> int:
+    """How often a table is split into halves: once if it is large, up to 10 times if small."""
     return min(_MOST_SPLITS, max(1, _SPLIT_IMAGES // table.num_images))
 
 
-def _halves(
+def halves(
     count: int, splits: int, seed: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """The images to fit on and those to measure, both ways for each split."""
+    """The images to fit on and those to measure, both ways for each of the random splits."""
     generator = np.random.default_rng(seed)
     half = count // 2
     for _ in range(splits):
