@@ -187,16 +187,10 @@ def run(args: argparse.Namespace) -> int:
     with join_world(args.device) as world:
         system, listing = _open(args, world)
         wanted = _wanted(args, system)
-        log = RunLog(args.out, enabled=world.is_main, interval=args.log_interval)
-        try:
+        with RunLog(args.out, enabled=world.is_main, interval=args.log_interval) as log:
             times = _collect(args, system, listing, world, log, options)
             if world.is_main:
                 _report(args, system, listing, world, log, wanted, times)
-        except Exception as error:
-            log.line(f"stopped: {error}")
-            raise
-        finally:
-            log.close()
     return 0
 
 

@@ -170,19 +170,13 @@ def run(args: argparse.Namespace) -> int:
         if not args.resume:
             _require_unused(recipe, stages)
         world.barrier()  # nobody writes before everybody has looked
-        log = RunLog(
+        with RunLog(
             args.out,
             enabled=world.is_main,
             interval=args.log_interval,
             tensorboard=args.tensorboard,
-        )
-        try:
+        ) as log:
             _train(args, recipe, stages, train, val, world, log)
-        except Exception as error:
-            log.line(f"stopped: {error}")
-            raise
-        finally:
-            log.close()
     return 0
 
 

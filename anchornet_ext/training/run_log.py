@@ -75,6 +75,17 @@ class RunLog:
                 folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace"
             )
 
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Closes it; what failed is its last line. (Whoever interrupts a run knows of it.)"""
+        try:
+            if isinstance(error, Exception):
+                self.line(f"stopped: {error}")
+        finally:
+            self.close()
+
     def line(self, text: str) -> None:
         """One line on the terminal and in log.txt, with the time."""
         if not self._enabled:
