@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command_line import Command, Outcome, in_own_process, in_this_process
 from PIL import Image
 
-from anchornet_ext import cli
 from anchornet_ext.data.photos import read_photo
 from anchornet_ext.inference import TwoStageClassifier, command
 from anchornet_ext.inference.prediction import prediction_of
@@ -70,33 +68,15 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def anchornet(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "anchornet_ext.cli", "predict", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-Run = Callable[..., tuple[int, str, str]]
+def anchornet(*arguments: object) -> Outcome:
+    return in_own_process("predict", *arguments)
 
 
 @pytest.fixture
-def in_process(capsys: pytest.CaptureFixture[str]) -> Run:
+def in_process(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
     """The same command without the seconds that it takes to import torch."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            status = cli.main(["predict", *map(str, arguments)])
-        except SystemExit as error:  # argparse
-            status = int(error.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+    with in_this_process(capsys, "predict") as run:
+        yield run
 
 
 def lines(output: str) -> list[dict[str, Any]]:
@@ -146,7 +126,7 @@ def test_json_of_a_folder_with_broken_files(photos: Path, model: Path, tmp_path:
 
 
 def test_boxes_say_where_the_patch_is_in_the_photo(
-    photos: Path, model: Path, in_process: Run
+    photos: Path, model: Path, in_process: Command
 ) -> None:
     """The patch cut from the photo by its photo_box is the patch cut from the crop by its box."""
     status, out, err = in_process(photos / "turned.png", "--model", model, "--json")
@@ -180,7 +160,9 @@ def test_table_through_a_pipe(photos: Path, model: Path) -> None:
     assert rest[-1].startswith("2 photos: 2 after input 2; on average")
 
 
-def test_thresholds_decide_where_photos_leave(photos: Path, model: Path, in_process: Run) -> None:
+def test_thresholds_decide_where_photos_leave(
+    photos: Path, model: Path, in_process: Command
+) -> None:
     arguments = (photos / "a.png", photos / "below", "--model", model, "--json")
     _, out, _ = in_process(*arguments, "--exit", 5)
     confidences = [[step["confidence"] for step in line["steps"]] for line in lines(out)]
@@ -199,7 +181,7 @@ def test_thresholds_decide_where_photos_leave(photos: Path, model: Path, in_proc
 
 @pytest.mark.parametrize("extra", [[], ["--no-extra-map"]])
 def test_overlay_of_photos_that_left_at_the_glance(
-    photos: Path, model: Path, tmp_path: Path, in_process: Run, extra: list[str]
+    photos: Path, model: Path, tmp_path: Path, in_process: Command, extra: list[str]
 ) -> None:
     out = tmp_path / "deep" / "out"
     status, _, err = in_process(
@@ -212,7 +194,7 @@ def test_overlay_of_photos_that_left_at_the_glance(
     assert (len(np.unique(bar, axis=0)) > 100) == (not extra)
 
 
-def test_batches_give_the_same_answers(photos: Path, model: Path, in_process: Run) -> None:
+def test_batches_give_the_same_answers(photos: Path, model: Path, in_process: Command) -> None:
     """More photos than a batch, with broken ones among them."""
     results = []
     for batch in (1, 2, 32):
@@ -241,7 +223,7 @@ def test_batches_give_the_same_answers(photos: Path, model: Path, in_process: Ru
     ],
 )
 def test_usage_errors(
-    photos: Path, model: Path, in_process: Run, arguments: list[str], message: str
+    photos: Path, model: Path, in_process: Command, arguments: list[str], message: str
 ) -> None:
     status, out, err = in_process(photos / "a.png", "--model", model, *arguments)
     assert status == 2
@@ -262,7 +244,7 @@ def test_nothing_to_classify(tmp_path: Path, model: Path) -> None:
 
 
 def test_one_argument_that_matches_nothing_is_a_failure(
-    photos: Path, model: Path, in_process: Run
+    photos: Path, model: Path, in_process: Command
 ) -> None:
     status, out, err = in_process(photos / "a.png", photos / "z*.png", "--model", model)
     assert status == 1
@@ -271,7 +253,7 @@ def test_one_argument_that_matches_nothing_is_a_failure(
     assert "1 could not be classified" in out
 
 
-def test_elongated_photos_are_refused(tmp_path: Path, model: Path, in_process: Run) -> None:
+def test_elongated_photos_are_refused(tmp_path: Path, model: Path, in_process: Command) -> None:
     """Resized to a short side of 256, this one would have 256 x 512000 pixels."""
     Image.new("RGB", (2000, 1)).save(tmp_path / "line.png")
     status, _, err = in_process(tmp_path / "line.png", "--model", model)
@@ -337,7 +319,9 @@ def test_overlay_names_are_unique(tmp_path: Path) -> None:
     assert got == ["a.overlay.png", "a.2.overlay.png", "A.3.overlay.png", "a.2.2.overlay.png"]
 
 
-def test_a_policy_from_a_file(photos: Path, model: Path, tmp_path: Path, in_process: Run) -> None:
+def test_a_policy_from_a_file(
+    photos: Path, model: Path, tmp_path: Path, in_process: Command
+) -> None:
     """Everybody goes to the end, and the answer is where the photo was surest."""
     path = tmp_path / "policy.json"
     ExitPolicy((1.0,) * 4, (1.0, 50.0, 50.0, 50.0, 50.0), "surest").save(path)
@@ -358,7 +342,7 @@ def test_a_policy_from_a_file(photos: Path, model: Path, tmp_path: Path, in_proc
 
 
 def test_a_policy_that_does_not_fit(
-    photos: Path, model: Path, tmp_path: Path, in_process: Run
+    photos: Path, model: Path, tmp_path: Path, in_process: Command
 ) -> None:
     arguments = (photos / "a.png", "--model", model, "--policy", tmp_path / "policy.json")
     status, out, err = in_process(*arguments)

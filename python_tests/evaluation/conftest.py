@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from evaluation_cases import Done, Evaluate, save_model, save_photos
-
-from anchornet_ext import cli
+from command_line import Command, in_this_process
+from evaluation_cases import save_model, save_photos
 
 
 @pytest.fixture(scope="session")
@@ -29,18 +27,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def evaluate(capsys: pytest.CaptureFixture[str]) -> Iterator[Evaluate]:
-    """Runs `anchornet evaluate ARGUMENTS` in this process: importing torch costs more than most
-    tests."""
-
-    def run(*arguments: object) -> Done:
-        capsys.readouterr()
-        try:
-            code = cli.main(["evaluate", *map(str, arguments)])
-        except SystemExit as stop:  # argparse, on a bad flag
-            code = int(stop.code or 0)
-        return Done(code, capsys.readouterr().err)
-
-    threads = torch.get_num_threads()
-    yield run
-    torch.set_num_threads(threads)
+def evaluate(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Runs `anchornet evaluate ARGUMENTS` in this process."""
+    with in_this_process(capsys, "evaluate") as run:
+        yield run

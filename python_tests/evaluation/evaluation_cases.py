@@ -1,12 +1,7 @@
-"""A tiny model and a handful of photos, and the command as a user runs it."""
+"""A tiny model and a handful of photos."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +15,6 @@ from anchornet_ext.models import AnchorNet, build_backbone
 BACKBONE = "squeezenet1_1"
 NAMES = ("ant", "bee", "cat", "dog")
 SIDE = 112
-REPOSITORY = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
 
 def save_model(folder: Path, seed: int = 3, **options: object) -> None:
@@ -52,28 +45,3 @@ def save_photos(folder: Path, counts: dict[str, int]) -> None:
             size = (130 + 9 * i, 121 + 4 * i)
             photo = Image.fromarray(values).resize(size, Image.Resampling.BICUBIC)
             photo.save(folder / name / f"{i}.png")
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left behind."""
-
-    returncode: int
-    stderr: str
-
-
-Evaluate = Callable[..., Done]
-
-
-def subprocess_evaluate(*arguments: object, launcher: tuple[str, ...] = ()) -> Done:
-    """`anchornet evaluate ARGUMENTS` in a process of its own, or in several of torchrun."""
-    command = [sys.executable, *launcher, "-m", "anchornet_ext.cli", "evaluate"]
-    done = subprocess.run(
-        [*command, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=ENVIRONMENT,
-        timeout=120,
-    )
-    return Done(done.returncode, done.stderr)

@@ -15,15 +15,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from command_line import Command, environment, in_own_process
 from evaluation_cases import (
     BACKBONE,
-    ENVIRONMENT,
     NAMES,
     SIDE,
-    Evaluate,
     save_model,
     save_photos,
-    subprocess_evaluate,
 )
 
 from anchornet_ext import cli
@@ -96,7 +94,7 @@ def test_summary_and_anytime(report: Path) -> None:
 
 
 def test_resume_after_a_kill(
-    report: Path, model: Path, photos: Path, tmp_path: Path, evaluate: Evaluate
+    report: Path, model: Path, photos: Path, tmp_path: Path, evaluate: Command
 ) -> None:
     """Killed while it wrote the fourth part; the result is the same file, and work is kept."""
     out = tmp_path / "report"
@@ -119,7 +117,7 @@ def test_resume_after_a_kill(
         capture_output=True,
         text=True,
         check=False,
-        env=ENVIRONMENT,
+        env=environment(),
     )
     assert killed.returncode == -signal.SIGKILL
     assert sorted(path.name for path in out.glob("parts/0*")) == [
@@ -137,9 +135,9 @@ def test_torchrun_gives_the_identical_table(
     report: Path, model: Path, photos: Path, tmp_path: Path
 ) -> None:
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
-    done = subprocess_evaluate(
-        "--model", model, "--data", photos, "--out", tmp_path, *QUICK, "--chunk-size", 4,
-        "--device", "cpu", launcher=torchrun,
+    done = in_own_process(
+        "evaluate", "--model", model, "--data", photos, "--out", tmp_path, *QUICK,
+        "--chunk-size", 4, "--device", "cpu", launcher=torchrun,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("parts to do") == 1  # one process speaks
@@ -147,7 +145,7 @@ def test_torchrun_gives_the_identical_table(
 
 
 def test_resume_with_other_settings_is_refused(
-    report: Path, model: Path, photos: Path, tmp_path: Path, evaluate: Evaluate
+    report: Path, model: Path, photos: Path, tmp_path: Path, evaluate: Command
 ) -> None:
     out = tmp_path / "report"
     shutil.copytree(report, out)
@@ -180,7 +178,7 @@ def test_resume_with_other_settings_is_refused(
 
 
 def test_unreadable_photos_are_left_out(
-    report: Path, model: Path, photos: Path, tmp_path: Path, evaluate: Evaluate
+    report: Path, model: Path, photos: Path, tmp_path: Path, evaluate: Command
 ) -> None:
     """Broken, empty, elongated; a whole part of them; and a name that is no text."""
     data = tmp_path / "photos"
@@ -220,7 +218,7 @@ def test_unreadable_photos_are_left_out(
         np.testing.assert_allclose(table.confidence[m], full.confidence[n], atol=1e-4)
 
 
-def test_nothing_readable_is_an_error(model: Path, tmp_path: Path, evaluate: Evaluate) -> None:
+def test_nothing_readable_is_an_error(model: Path, tmp_path: Path, evaluate: Command) -> None:
     (tmp_path / "photos" / "ant").mkdir(parents=True)
     (tmp_path / "photos" / "ant" / "a.png").touch()
     done = evaluate(
@@ -231,7 +229,7 @@ def test_nothing_readable_is_an_error(model: Path, tmp_path: Path, evaluate: Eva
     assert "a.png is empty" in (tmp_path / "out" / "failures.csv").read_text()
 
 
-def test_a_network_that_gives_no_number(photos: Path, tmp_path: Path, evaluate: Evaluate) -> None:
+def test_a_network_that_gives_no_number(photos: Path, tmp_path: Path, evaluate: Command) -> None:
     """As a diverged training leaves it: images are counted as failures and named."""
     network = build_backbone(BACKBONE, len(NAMES))
     network.classifier[1].bias.data[1] = torch.nan
@@ -246,7 +244,7 @@ def test_a_network_that_gives_no_number(photos: Path, tmp_path: Path, evaluate: 
     assert "give no number" in done.stderr
 
 
-def test_a_plain_network(photos: Path, tmp_path: Path, evaluate: Evaluate) -> None:
+def test_a_plain_network(photos: Path, tmp_path: Path, evaluate: Command) -> None:
     torch.manual_seed(0)
     network = build_backbone(BACKBONE, 3).eval()
     weights = tmp_path / "plain.safetensors"
@@ -316,7 +314,7 @@ def test_bad_input_is_named_before_any_work(
     model: Path,
     photos: Path,
     tmp_path: Path,
-    evaluate: Evaluate,
+    evaluate: Command,
     arguments: list[str],
     message: str,
 ) -> None:
@@ -337,7 +335,7 @@ def test_bad_input_is_named_before_any_work(
 
 
 def test_a_class_name_that_the_model_has_twice(
-    photos: Path, tmp_path: Path, evaluate: Evaluate
+    photos: Path, tmp_path: Path, evaluate: Command
 ) -> None:
     """Published ImageNet names have such pairs, cranes and maillots."""
     model = tmp_path / "model"
@@ -347,7 +345,7 @@ def test_a_class_name_that_the_model_has_twice(
     assert "the model has 2 classes named 'ant'" in done.stderr
 
 
-def test_a_model_without_class_names(photos: Path, tmp_path: Path, evaluate: Evaluate) -> None:
+def test_a_model_without_class_names(photos: Path, tmp_path: Path, evaluate: Command) -> None:
     model, names = tmp_path / "model", tmp_path / "names.txt"
     save_model(model, class_names=None)
     arguments = (
@@ -374,7 +372,7 @@ def test_a_model_without_class_names(photos: Path, tmp_path: Path, evaluate: Eva
 
 
 def test_train_and_val_folders_are_told_apart(
-    model: Path, photos: Path, tmp_path: Path, evaluate: Evaluate
+    model: Path, photos: Path, tmp_path: Path, evaluate: Command
 ) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "val").symlink_to(photos)
@@ -416,7 +414,7 @@ def test_names_that_are_no_text(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_new_policy_does_not_undo_an_evaluation(
-    model: Path, photos: Path, tmp_path: Path, evaluate: Evaluate
+    model: Path, photos: Path, tmp_path: Path, evaluate: Command
 ) -> None:
     """The table is the same; on the images that fitted it, a policy is said to flatter."""
     own = tmp_path / "model"

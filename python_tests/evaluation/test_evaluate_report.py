@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from evaluation_cases import BACKBONE, NAMES, SIDE, Evaluate, save_photos
+from command_line import Command
+from evaluation_cases import BACKBONE, NAMES, SIDE, save_photos
 
 from anchornet_ext import TwoStageClassifier, cli
 from anchornet_ext.evaluation.latency import LatencyReport
@@ -147,7 +148,7 @@ def test_calibrate_takes_the_folder(
 
 
 def test_other_images_and_lost_weights_are_said(
-    model: Path, data: Path, plain: Path, tmp_path: Path, evaluate: Evaluate
+    model: Path, data: Path, plain: Path, tmp_path: Path, evaluate: Command
 ) -> None:
     weights = plain.parent / "plain.safetensors"
     content = weights.read_bytes()
@@ -167,7 +168,7 @@ def test_other_images_and_lost_weights_are_said(
 
 
 def test_resume_measures_times_that_are_missing(
-    model: Path, data: Path, tmp_path: Path, evaluate: Evaluate
+    model: Path, data: Path, tmp_path: Path, evaluate: Command
 ) -> None:
     common = ("--model", model, "--data", data, "--limit", 4, "--out", tmp_path / "out", *QUICK)
     assert evaluate(*common, "--no-report", "--no-latency").returncode == 0
@@ -207,7 +208,7 @@ def test_bad_input_is_named_before_any_work(
     model: Path,
     data: Path,
     tmp_path: Path,
-    evaluate: Evaluate,
+    evaluate: Command,
     arguments: list[str],
     message: str,
 ) -> None:
@@ -245,7 +246,7 @@ def test_a_policy_of_the_model_that_the_table_cannot_tell_is_a_note(
 
 
 def test_matplotlib_is_missed_before_any_work(
-    model: Path, data: Path, tmp_path: Path, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+    model: Path, data: Path, tmp_path: Path, evaluate: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     done = evaluate("--model", model, "--data", data, "--out", tmp_path / "out", *QUICK)

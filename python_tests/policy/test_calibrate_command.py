@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command_line import Command, in_own_process, in_this_process
 from synthetic import WITHOUT_GRID, synthetic_table
 
-from anchornet_ext import cli
 from anchornet_ext.inference import TwoStageClassifier
 from anchornet_ext.inference.storage import checksum
 from anchornet_ext.models import AnchorNet, build_backbone
@@ -25,21 +22,11 @@ from anchornet_ext.policy.calibration import Goal, Recipe, cross_fit, fit_policy
 from anchornet_ext.policy.exit_policy import ExitPolicy
 from anchornet_ext.policy.exit_table import ExitTable
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def anchornet(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            status = cli.main(["calibrate", *map(str, arguments)])
-        except SystemExit as error:  # argparse
-            status = int(error.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return anchornet
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    with in_this_process(capsys, "calibrate") as command:
+        yield command
 
 
 @pytest.fixture
@@ -61,13 +48,7 @@ def published(path: Path, exits: int = 3) -> Path:
 
 def test_a_report_folder_and_a_budget(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "policy.json"
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "anchornet_ext.cli", "calibrate", str(table.parent), "--budget",
-            "1.8G", "--out", str(out), "--seed", "1",
-        ],
-        capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = in_own_process("calibrate", table.parent, "--budget", "1.8G", "--out", out, "--seed", 1)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     policy = ExitPolicy.load(out)
@@ -89,7 +70,7 @@ def test_a_report_folder_and_a_budget(table: Path, tmp_path: Path) -> None:
     assert lines[-1] == f"wrote {out}"
 
 
-def test_an_accuracy_or_a_time(table: Path, tmp_path: Path, run: Run) -> None:
+def test_an_accuracy_or_a_time(table: Path, tmp_path: Path, run: Command) -> None:
     out = tmp_path / "policy.json"
     status, text, err = run(table, "--accuracy", "60%", "--out", out)
     assert status == 0, err
@@ -104,7 +85,7 @@ def test_an_accuracy_or_a_time(table: Path, tmp_path: Path, run: Run) -> None:
     assert "MACs" not in text
 
 
-def test_rules_as_asked_for(table: Path, tmp_path: Path, run: Run) -> None:
+def test_rules_as_asked_for(table: Path, tmp_path: Path, run: Command) -> None:
     out = tmp_path / "policy.json"
     arguments = (table, "--budget", "2e9", "--out", out)
     run(*arguments, "--answer", "surest", "--temperatures", "on")
@@ -117,7 +98,7 @@ def test_rules_as_asked_for(table: Path, tmp_path: Path, run: Run) -> None:
     assert "answer        last\n" in text
 
 
-def test_a_published_table_needs_its_costs(tmp_path: Path, run: Run) -> None:
+def test_a_published_table_needs_its_costs(tmp_path: Path, run: Command) -> None:
     path = published(tmp_path / "published.npz", exits=4)
     status, text, err = run(path, "--budget", "1G", "--out", tmp_path / "p.json")
     assert (status, text) == (2, "")
@@ -136,7 +117,7 @@ def test_a_published_table_needs_its_costs(tmp_path: Path, run: Run) -> None:
     assert policy.about["costs"] == [0.5e9, 1e9, 1.5e9]
 
 
-def test_a_curve(table: Path, tmp_path: Path, run: Run) -> None:
+def test_a_curve(table: Path, tmp_path: Path, run: Command) -> None:
     out = tmp_path / "curve.csv"
     status, _, err = run(table, "--budget", "2G", "--temperatures", "off", "--curve", out)
     assert status == 0, err
@@ -172,7 +153,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_policy_becomes_the_models_own(table: Path, model: Path, run: Run) -> None:
+def test_a_policy_becomes_the_models_own(table: Path, model: Path, run: Command) -> None:
     weights = {path.name: path.read_bytes() for path in model.glob("*.safetensors")}
     config = json.loads((model / "config.json").read_text())
     # As a version before policies has saved it.
@@ -191,7 +172,7 @@ def test_a_policy_becomes_the_models_own(table: Path, model: Path, run: Run) -> 
     assert {path.name: path.read_bytes() for path in model.glob("*.safetensors")} == weights
 
 
-def test_a_model_of_other_exits_is_left_alone(tmp_path: Path, model: Path, run: Run) -> None:
+def test_a_model_of_other_exits_is_left_alone(tmp_path: Path, model: Path, run: Command) -> None:
     path = published(tmp_path / "t.npz", exits=4)
     before = (model / "config.json").read_bytes()
     status, text, err = run(
@@ -225,7 +206,7 @@ def test_a_model_of_other_exits_is_left_alone(tmp_path: Path, model: Path, run: 
     ],
 )
 def test_wrong_arguments_are_told(
-    table: Path, run: Run, arguments: list[str], message: str
+    table: Path, run: Command, arguments: list[str], message: str
 ) -> None:
     status, out, err = run(table, *arguments)
     assert (status, out) == (2, "")
@@ -233,7 +214,7 @@ def test_wrong_arguments_are_told(
     assert "Traceback" not in err
 
 
-def test_tables_that_are_none(tmp_path: Path, run: Run) -> None:
+def test_tables_that_are_none(tmp_path: Path, run: Command) -> None:
     (tmp_path / "text.npz").write_text("no table")
     full = synthetic_table(100, **WITHOUT_GRID)
     np.savez(tmp_path / "half.npz", confidence=full.confidence)
@@ -248,7 +229,7 @@ def test_tables_that_are_none(tmp_path: Path, run: Run) -> None:
         assert message in err
 
 
-def test_times_need_to_have_been_measured(tmp_path: Path, run: Run) -> None:
+def test_times_need_to_have_been_measured(tmp_path: Path, run: Command) -> None:
     synthetic_table(100).save(tmp_path / "t.npz")
     status, _, err = run(tmp_path / "t.npz", "--latency", "3ms")
     assert status == 2
@@ -288,7 +269,7 @@ def test_what_is_no_amount(parse: Callable[[str], float], texts: list[str]) -> N
             parse(text)
 
 
-def test_the_curve_is_as_held_out_as_the_policy(tmp_path: Path, run: Run) -> None:
+def test_the_curve_is_as_held_out_as_the_policy(tmp_path: Path, run: Command) -> None:
     """The answer rule is chosen on each half, not on the images that it is measured on."""
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -314,7 +295,9 @@ def test_the_curve_is_as_held_out_as_the_policy(tmp_path: Path, run: Run) -> Non
     assert float(dearest["held_out_cost"]) == pytest.approx(expected.cost)
 
 
-def test_a_table_of_another_model_is_not_installed(tmp_path: Path, model: Path, run: Run) -> None:
+def test_a_table_of_another_model_is_not_installed(
+    tmp_path: Path, model: Path, run: Command
+) -> None:
     path = tmp_path / "t.npz"
     config = json.loads((model / "config.json").read_text())
     for measured, message in ((checksum(config), ""), ("0123", "the table is of another model")):

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from command_line import Command, in_this_process
 from PIL import Image
 
-from anchornet_ext.cli import main
-
 COLOURS = {"ant": (200, 60, 60), "bee": (60, 200, 60), "cat": (60, 60, 200)}
-REPOSITORY = Path(__file__).parents[2]
 
 
 def write_photos(folder: Path, counts: dict[str, int], seed: int = 0) -> None:
@@ -39,36 +33,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def environment() -> dict[str, str]:
-    """For a subprocess that imports the package under test and leaves cores to others."""
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left behind."""
-
-    returncode: int
-    stderr: str
-
-
 @pytest.fixture
-def anchornet(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
-    """Runs `anchornet ARGUMENTS` in this process: importing torch costs more than most tests."""
-
-    def run(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # argparse, on a bad flag
-            code = int(stop.code or 0)
-        return Outcome(code, capsys.readouterr().err)
-
-    threads = torch.get_num_threads()
-    yield run
-    torch.set_num_threads(threads)
-
-
-def command_line(*arguments: object) -> list[str]:
-    """`anchornet ARGUMENTS` for a process of its own, with `environment()`."""
-    return [sys.executable, "-m", "anchornet_ext.cli", *map(str, arguments)]
+def anchornet(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Runs `anchornet ARGUMENTS` in this process."""
+    with in_this_process(capsys) as run:
+        yield run

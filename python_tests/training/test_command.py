@@ -7,20 +7,17 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Outcome, command_line, environment
+from command_line import Command, Outcome, command_line, environment
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from anchornet_ext import _extension
 from anchornet_ext.models import AnchorNet, build_backbone
 from anchornet_ext.training.checkpoint import save_weights
-
-Command = Callable[..., Outcome]
 
 BACKBONE = "shufflenet_v2_x0_5"
 SMALL = ("--crop-size", 104, "--resize-size", 110, "--threads", 1, "--workers", 0, "--cache")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import environment
+from command_line import environment
 from devices import needs_cuda
 from safetensors.torch import load_file
 from torch import Tensor, nn

@@ -6,15 +6,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Outcome, command_line, environment
+from command_line import Command, command_line, environment
 from safetensors.torch import load_file
-
-Command = Callable[..., Outcome]
 
 # Everything that is random or has a state is on: augmentation, mixup, cutmix, dropout, the average
 # of the weights, momentum, the schedule.
