@@ -1,0 +1,165 @@
+"""A network as fast as PyTorch runs it: folded, in channels_last, in a dtype, compiled.
+
+Nothing here knows of patches or exits. The networks of the two-stage classifier and the dense
+network that they are compared with get the same treatment.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .norm_folding import FoldedNorms, fold_batch_norms
+
+
+def tune(
+    network: nn.Module, *, compile: bool = False, dtype: torch.dtype | None = None
+) -> TunedNetwork:
+    """A copy of `network` for inference, with the same results up to rounding.
+
+    In evaluation mode, without gradients, batch norm folded into the convolutions wherever that is
+    exact (`norm_folding.fold_batch_norms`), weights and images in channels_last. `network` itself
+    is left as it is; later changes to it do not reach the copy.
+
+    Args:
+        network: maps images (B, C, H, W) to a tensor. A tuned one is taken apart first.
+        compile: run it by `torch.compile`, for constant shapes: every new shape of the input is
+            compiled anew at its first call, which takes up to minutes, so keep the batch constant.
+            On the CPU the weights are frozen, which puts them into the order that the convolutions
+            want, once.
+        dtype: of the weights and the computation, and of the result: float32, float64, float16 or
+            bfloat16; images of another are cast on the way in. None keeps the network's.
+
+    Raises:
+        TypeError: `network` is no plain module (TorchScript, for example), or `dtype` no floating
+            point type.
+    """
+    if isinstance(network, torch.jit.ScriptModule) or not isinstance(network, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(network).__name__}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating point type, got {dtype}")
+    if isinstance(network, TunedNetwork):
+        copied, norms = copy.deepcopy(network.network), network.norms
+    else:
+        copied = copy.deepcopy(getattr(network, "_orig_mod", network))  # below torch.compile
+        norms = fold_batch_norms(copied)
+    return TunedNetwork(copied, norms, compile=compile, dtype=dtype)
+
+
+class TunedNetwork(nn.Module):
+    """What `tune` makes: (B, C, H, W) of any floating point type to what the network gives.
+
+    Runs without gradients, also where they are enabled.
+
+    Attributes:
+        network: the copy that was tuned, not compiled.
+        norms: which of its batch norms are folded.
+        is_compiled: whether calls go through `torch.compile`.
+        dtype: of the computation.
+    """
+
+    network: nn.Module
+    norms: FoldedNorms
+
+    def __init__(
+        self,
+        network: nn.Module,
+        norms: FoldedNorms,
+        *,
+        compile: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.network.to(memory_format=torch.channels_last)
+        if dtype is not None:
+            self.network.to(dtype)
+        self.norms = norms
+        self.is_compiled = compile
+        self.training = False
+        tensors = (*network.parameters(), *network.buffers())
+        self.dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+        self._compiled: Callable[[Tensor], Any] | None = None
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Any:
+        images = images.to(self.dtype, memory_format=torch.channels_last)
+        # Inside of somebody else's compilation, and for shapes alone, the network as it is.
+        if not self.is_compiled or images.is_meta or torch.compiler.is_compiling():
+            return self.network(images)
+        return self._run_compiled(images)
+
+    def train(self, mode: bool = True) -> TunedNetwork:
+        """Stays in evaluation mode: with its batch norms gone, it cannot train."""
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TunedNetwork:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._compiled = None  # frozen weights are those of before
+        weight = next(iter(self.network.parameters()), None)
+        if weight is not None and weight.is_floating_point():
+            self.dtype = weight.dtype
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TunedNetwork:
+        copied = TunedNetwork(copy.deepcopy(self.network, memo), self.norms)
+        copied.is_compiled = self.is_compiled
+        memo[id(self)] = copied
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None}  # it is compiled anew where it is loaded
+
+    def extra_repr(self) -> str:
+        return (
+            f"norms_folded={self.norms.folded}, norms_kept={len(self.norms.kept)}, "
+            f"is_compiled={self.is_compiled}, dtype={self.dtype}"
+        )
+
+    def _run_compiled(self, images: Tensor) -> Any:
+        if self._compiled is None:
+            self._compiled = _compiled(self.network, images.device, fullgraph=True)
+        try:
+            return self._compiled(images)
+        except torch._dynamo.exc.Unsupported as error:
+            name = type(self.network).__name__
+            warnings.warn(
+                f"{name} is compiled in parts, with Python between them: {_first_line(error)}",
+                stacklevel=3,
+            )
+            self._compiled = _compiled(self.network, images.device, fullgraph=False)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise self._failed(images, error) from error
+        try:
+            return self._compiled(images)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise self._failed(images, error) from error
+
+    def _failed(self, images: Tensor, error: Exception) -> RuntimeError:
+        return RuntimeError(
+            f"torch.compile failed for {type(self.network).__name__} on images "
+            f"{tuple(images.shape)} on {images.device}: {_first_line(error)}. "
+            f"tune(..., compile=False) runs it without."
+        )
+
+
+def _compiled(
+    network: nn.Module, device: torch.device, *, fullgraph: bool
+) -> Callable[[Tensor], Any]:
+    options: dict[str, str | int | bool | Callable[..., Any]] = {}
+    if device.type == "cpu":
+        options["freezing"] = True
+    compiled: Callable[[Tensor], Any] = torch.compile(
+        network, dynamic=False, fullgraph=fullgraph, options=options
+    )
+    return compiled
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]
