@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from .anchornet import BLOCKS, AnchorNet
+from .weight_files import load_whole, plain_state_dict, read_weights
 
 #: Released layer -> ours, inside a block.
 _IN_BLOCK = {
@@ -88,7 +88,7 @@ def load_released_anchornet(path: str | PathLike[str]) -> AnchorNet:
         for key in targets
         if key not in converted
     ]
-    _load(wanted, converted, missing, unexpected, path)
+    load_whole(wanted, converted, missing, unexpected, path)
     return wanted.eval()
 
 
@@ -108,30 +108,18 @@ def load_released_classifier(model: nn.Module, path: str | PathLike[str]) -> Rel
     targets = model.state_dict()
     missing = [key for key in targets if key not in released]
     unexpected = [key for key in released if key not in targets]
-    _load(model, released, missing, unexpected, path)
+    load_whole(model, released, missing, unexpected, path)
     return info
 
 
 def _read(path: str | PathLike[str]) -> tuple[dict[str, Tensor], ReleasedInfo]:
     """State dict of the file, without `module.`, and what else it says."""
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # on bytes that are no checkpoint, the unpickler may raise anything
-        raise ValueError(f"{path} is not a checkpoint of plain weights: {error}") from error
+    content = read_weights(path)
     accuracy = epoch = None
     if isinstance(content, Mapping) and "net" in content:
         accuracy, epoch = content.get("acc"), content.get("epoch")
         content = content["net"]
-    if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
-    state: dict[str, Tensor] = {}
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ValueError(f"{path} is not a state dict: {key!r} is a {type(value).__name__}")
-        state[key.removeprefix("module.")] = value
-    return state, ReleasedInfo(
+    return plain_state_dict(content, path), ReleasedInfo(
         None if accuracy is None else float(accuracy), None if epoch is None else int(epoch)
     )
 
@@ -141,32 +129,3 @@ def _num_classes(released: Mapping[str, Tensor], path: str | PathLike[str]) -> i
     if weight is None or weight.dim() != 2:
         raise ValueError(f"{path} is not an AnchorNet: it has no matrix fc.weight")
     return weight.shape[0]
-
-
-def _load(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    missing: list[str],
-    unexpected: list[str],
-    path: str | PathLike[str],
-) -> None:
-    """Loads all or nothing."""
-    # Counts batches for a momentum that nobody sets; files from before torch 0.4.1 lack it.
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    targets = model.state_dict()
-    different = [
-        f"{key} {tuple(value.shape)} instead of {tuple(targets[key].shape)}"
-        for key, value in state.items()
-        if key in targets and value.shape != targets[key].shape
-    ]
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": different}
-    found = [f"{what}: {_some(keys)}" for what, keys in problems.items() if keys]
-    if found:
-        raise ValueError(f"{path} does not fit {type(model).__name__}; " + "; ".join(found))
-    model.load_state_dict(state, strict=False)
-
-
-def _some(keys: list[str], most: int = 8) -> str:
-    """The first of `keys`, and how many more there are."""
-    rest = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + rest
