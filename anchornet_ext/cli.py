@@ -22,6 +22,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "anchornet_ext.policy.command",
         "fit the thresholds of early exit to a budget, an accuracy or a time",
     ),
+    "bench": (
+        "anchornet_ext.benchmark.command",
+        "measure how fast everything is on this machine, and compare with earlier",
+    ),
     "doctor": (
         "anchornet_ext.doctor",
         "say what is installed and built, and whether it works",

@@ -9,7 +9,6 @@ it really runs, with batches that shrink from step to step, against a plain netw
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anchornet_ext._files import write_whole
+from anchornet_ext._machine import processor_name
 from anchornet_ext.inference import TwoStageClassifier
 from anchornet_ext.inference.early_exit import check_images, evaluating
 from anchornet_ext.inference.exit_rules import exit_rules
@@ -409,7 +409,7 @@ def _setting(
     on_cpu = device.type == "cpu"
     alone = clock_for(device) is time.thread_time
     setting = {
-        "device": _processor() if on_cpu else torch.cuda.get_device_name(device),
+        "device": processor_name() if on_cpu else torch.cuda.get_device_name(device),
         "batch size": str(batch_size),
         "image size": f"{image_size[0]} x {image_size[1]}",
         "dtype": str(dtype).removeprefix("torch."),
@@ -421,17 +421,6 @@ def _setting(
     if on_cpu:
         setting["threads"] = str(torch.get_num_threads())
     return setting
-
-
-def _processor() -> str:
-    """The CPU's name, as well as it can be found out."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:  # not Linux
-        pass
-    return platform.processor() or platform.machine()
 
 
 @contextmanager

@@ -1,0 +1,257 @@
+"""`anchornet bench`: how fast everything is on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from anchornet_ext import _extension
+from anchornet_ext._arguments import argument, positive
+from anchornet_ext.training.distributed import pick_device
+
+from .compare import compare, describe
+from .environment import Environment
+from .floors import keep_freed_memory
+from .harness import Options, Suite, one_line
+from .rows import Results, Row
+from .suites import SUITES, load_suite
+from .table import Table
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "uint8": torch.uint8,
+}
+#: Seconds between two writings of the file, so that writing disturbs the measuring little.
+_BETWEEN_SAVES = 5.0
+_NOT_RECORDED = ("suites", "json", "compare", "show")
+
+T = TypeVar("T")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `anchornet bench`, those of all suites among them."""
+    parser.add_argument(
+        "suites",
+        nargs="*",
+        metavar="SUITE",
+        type=argument(_suite),
+        help=f"what to measure: {', '.join(SUITES)} (default: all)",
+    )
+    parser.add_argument(
+        "--batches", type=positive, nargs="+", metavar="B", help="images of a batch"
+    )
+    parser.add_argument(
+        "--sizes", type=positive, nargs="+", metavar="PIXELS", help="sides of the images"
+    )
+    parser.add_argument(
+        "--backbones", nargs="+", metavar="NAME", help="of torchvision, or of timm as timm/NAME"
+    )
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="to measure in")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (torch's)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (cpu)")
+    parser.add_argument(
+        "--repeats", type=positive, metavar="R", help="rounds of each measurement (most often 15)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="few small cases, to see that all runs; the times mean little",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file")
+    parser.add_argument(
+        "--compare", type=Path, metavar="OLD", help="then compare with this earlier file"
+    )
+    parser.add_argument(
+        "--show",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing: show the rows of this file, and compare those",
+    )
+    for name in SUITES:
+        suite = load_suite(name)
+        if hasattr(suite, "add_arguments"):
+            suite.add_arguments(parser.add_argument_group(f"of the suite {name}", suite.SUMMARY))
+    parser.set_defaults(usual=vars(parser.parse_args([])))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures and prints; 0 also where something became slower, or could not be measured.
+
+    Raises:
+        ValueError, OSError, ImportError: an argument is wrong, or there are no operators.
+    """
+    old = None if args.compare is None else Results.load(args.compare)
+    table = Table()
+    if args.show is not None:
+        results = _shown(args, table)
+    else:
+        results = _measured(args, table)
+    if old is not None:
+        table.line()
+        table.line(f"Compared with {args.compare}, of {old.environment.date}", "bold")
+        for line in describe(compare(results, old)):
+            table.line(line)
+    return 0
+
+
+def _suite(name: str) -> str:
+    if name not in SUITES:
+        raise ValueError(f"there is no suite {name!r}; there are {', '.join(SUITES)}")
+    return name
+
+
+def _wanted(args: argparse.Namespace) -> list[str]:
+    """The suites' names, each once, in the table's order."""
+    return [name for name in SUITES if not args.suites or name in args.suites]
+
+
+def _shown(args: argparse.Namespace, table: Table) -> Results:
+    if args.json is not None:
+        raise ValueError("--show measures nothing, so there is nothing for --json")
+    results = Results.load(args.show)
+    rows = [row for row in results if not args.suites or row.suite in args.suites]
+    table.line(f"{results.environment.summary}; {results.environment.date}")
+    for name in dict.fromkeys(row.suite for row in rows):
+        own = [row for row in rows if row.suite == name]
+        suite = load_suite(name) if name in SUITES else None  # None: of another version
+        table.heading(name if suite is None else f"{name}: {suite.SUMMARY}")
+        for row in own:
+            _print_row(suite, row, table)
+        _print_summary(suite, own, table)
+    return Results(results.environment, rows)
+
+
+def _measured(args: argparse.Namespace, table: Table) -> Results:
+    device = _device(args.device)
+    if args.json is not None:
+        _require_place(args.json)
+    options = Options(
+        device=device,
+        batches=_each_once(args.batches),
+        sizes=_each_once(args.sizes),
+        backbones=_each_once(args.backbones),
+        dtypes=None if args.dtypes is None else tuple(DTYPES[name] for name in args.dtypes),
+        repeats=args.repeats,
+        quick=args.quick,
+        arguments=args,
+    )
+    suites = [load_suite(name) for name in _wanted(args)]
+    for suite in suites:
+        if hasattr(suite, "check"):
+            suite.check(options)
+    keep_freed_memory()
+    with _threads(args.threads):
+        results = Results(Environment.of(device, _command(args)))
+        table.line(results.environment.summary)
+        try:
+            for suite in suites:
+                _run_suite(suite, options, results, args.json, table)
+        finally:
+            # Also what was measured until an interruption or an error.
+            if args.json is not None and len(results):
+                results.save(args.json)
+                table.line(f"{len(results)} rows are in {args.json}")
+    return results
+
+
+def _run_suite(
+    suite: Suite, options: Options, results: Results, file: Path | None, table: Table
+) -> None:
+    table.heading(f"{suite.NAME}: {suite.SUMMARY}")
+    rows: list[Row] = []
+    saved = time.monotonic()
+    for row in _rows(suite, options):
+        results.add(row)
+        rows.append(row)
+        _print_row(suite, row, table)
+        if file is not None and time.monotonic() - saved > _BETWEEN_SAVES:
+            results.save(file)
+            saved = time.monotonic()
+    _print_summary(suite, rows, table)
+
+
+def _rows(suite: Suite, options: Options) -> Iterator[Row]:
+    """Those of the suite; one that says why, where it breaks off."""
+    try:
+        yield from suite.measure(options)
+    except Exception as error:
+        yield Row(suite.NAME, "the rest", {}, error=one_line(error))
+
+
+def _print_row(suite: Suite | None, row: Row, table: Table) -> None:
+    in_table = getattr(suite, "in_table", None)
+    if in_table is None or row.error is not None or in_table(row):
+        describe_row = getattr(suite, "describe", None)
+        table.row(row, "" if describe_row is None else describe_row(row))
+
+
+def _print_summary(suite: Suite | None, rows: Sequence[Row], table: Table) -> None:
+    summarise = getattr(suite, "summarise", None)
+    for line in () if summarise is None else summarise(rows):
+        table.line(line)
+
+
+def _device(name: str) -> torch.device:
+    """
+    Raises:
+        ValueError: it is none, or there is none.
+        ImportError: there are no operators for it.
+    """
+    device = pick_device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name}: the operators are for cpu and cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA device(s)")
+    _extension.require_device(device)
+    return device
+
+
+def _require_place(file: Path) -> None:
+    """Nothing is worse than measuring for an hour and then having nowhere to write."""
+    if file.is_dir():
+        raise ValueError(f"--json {str(file)!r} is a folder")
+    if not file.parent.is_dir():
+        raise ValueError(f"--json {str(file)!r}: there is no folder {str(file.parent)!r}")
+    if not os.access(file.parent, os.W_OK):
+        raise ValueError(f"--json {str(file)!r}: the folder {str(file.parent)!r} is not writable")
+
+
+def _each_once(values: Sequence[T] | None) -> tuple[T, ...] | None:
+    return None if values is None else tuple(dict.fromkeys(values))
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What was asked for, for the record; files are left out, which are nobody else's business."""
+    words = ["anchornet bench", *_wanted(args)]
+    for name, value in vars(args).items():
+        if name in _NOT_RECORDED or name not in args.usual or value == args.usual[name]:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words += map(_without_folder, value if isinstance(value, list) else [value])
+    return " ".join(words)
+
+
+def _without_folder(value: object) -> str:
+    text = str(value)
+    return Path(text).name if os.path.exists(text) else text
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

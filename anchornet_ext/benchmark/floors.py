@@ -1,0 +1,127 @@
+"""What the machine can do at the moment of measuring: reading, moving and multiplying.
+
+The calls here take turns with what is measured, so that both see the same machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anchornet_ext.evaluation.timing import Timing, device_of
+
+#: Larger than the last-level cache of common processors (an H200's second-level cache included).
+CACHE_FLUSH_BYTES = 256 << 20
+#: Of the square matrices whose product gives the rate of arithmetic.
+RATE_SIDE = 1024
+
+
+def flush_caches(device: torch.device | str | None = None) -> Callable[[], None]:
+    """A function that pushes everything else out of the caches; for measuring cold reads."""
+    buffer = torch.zeros(CACHE_FLUSH_BYTES // 4, device=device_of(device))
+
+    def flush() -> None:
+        buffer.add_(1)
+
+    return flush
+
+
+def reader(size: int, device: torch.device | str | None = None) -> Callable[[], Tensor]:
+    """A call that reads `size` bytes once and does next to nothing else: a sum of float32."""
+    buffer = torch.ones(max(1, size // 4), device=device_of(device))
+    return lambda: buffer.sum()
+
+
+def mover(
+    num_read: int, num_written: int, device: torch.device | str | None = None
+) -> Callable[[], Tensor]:
+    """A call that reads and writes so many bytes, into a new tensor, as operators do."""
+    source = torch.ones(max(4, num_read), dtype=torch.uint8, device=device_of(device))
+    both = min(len(source), num_written)
+    rest = source[both:][: (len(source) - both) // 4 * 4].clone().view(torch.float32)
+
+    def move() -> Tensor:
+        target = torch.empty(num_written, dtype=torch.uint8, device=source.device)
+        target[:both].copy_(source[:both])
+        if num_written > both:
+            target[both:].fill_(1)
+        elif len(rest):
+            rest.sum()
+        return target
+
+    return move
+
+
+def multiplier(
+    dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> Callable[[], Tensor]:
+    """A call of RATE_SIDE ** 3 multiply-adds: a product of matrices, what torch is best at."""
+    matrix = torch.randn(RATE_SIDE, RATE_SIDE, device=device_of(device)).to(dtype)
+    return lambda: matrix @ matrix
+
+
+def keep_freed_memory() -> None:
+    """Keep what is freed, as a program does that works on batch after batch.
+
+    By default the C library gives large blocks back to the system, and whoever gets them next takes
+    a page fault for every 4096 bytes of them. On a virtual machine a fault was seen to take 3 us,
+    ten times as long as to write the page; and who takes them depends on what was freed before.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc.mallopt(m_mmap_threshold, 32 << 20)
+        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What any implementation has to do for a batch, at least.
+
+    Attributes:
+        read: bytes.
+        written: bytes, into a new tensor; 0 where the result is small.
+        macs: multiply-adds.
+        dtype: of the multiply-adds.
+    """
+
+    read: int = 0
+    written: int = 0
+    macs: int = 0
+    dtype: torch.dtype = torch.float32
+
+    def contenders(self, device: torch.device) -> dict[str, Callable[[], object]]:
+        """What must take turns with the measured for `floor` to be known."""
+        calls: dict[str, Callable[[], object]] = {}
+        if self.written:
+            calls["moving"] = mover(self.read, self.written, device)
+        elif self.read:
+            calls["moving"] = reader(self.read, device)
+        if self.macs:
+            calls["arithmetic"] = multiplier(self.dtype, device)
+        return calls
+
+    def floor(self, times: Mapping[str, Timing]) -> Timing | None:
+        """The longer of moving the bytes and doing the arithmetic, each at torch's own best rate.
+
+        Args:
+            times: of `contenders`, by their names.
+
+        Returns:
+            Seconds of a batch; None where one of them could not be measured or there is no work.
+        """
+        known = []
+        if self.read or self.written:
+            known.append(times.get("moving"))
+        if self.macs:
+            product = times.get("arithmetic")
+            scale = self.macs / RATE_SIDE**3
+            known.append(product and Timing(*(scale * seconds for seconds in product)))
+        found = [time for time in known if time is not None]
+        if not found or len(found) < len(known):
+            return None
+        return max(found, key=lambda time: time.median)
