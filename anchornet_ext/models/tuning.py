@@ -18,7 +18,11 @@ from .norm_folding import FoldedNorms, fold_batch_norms
 
 
 def tune(
-    network: nn.Module, *, compile: bool = False, dtype: torch.dtype | None = None
+    network: nn.Module,
+    *,
+    compile: bool = False,
+    dtype: torch.dtype | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> TunedNetwork:
     """A copy of `network` for inference, with the same results up to rounding.
 
@@ -28,16 +32,19 @@ def tune(
 
     Args:
         network: maps images (B, C, H, W) to a tensor. A tuned one is taken apart first.
-        compile: run it by `torch.compile`, for constant shapes: every new shape of the input is
-            compiled anew at its first call, which takes up to minutes, so keep the batch constant.
-            On the CPU the weights are frozen, which puts them into the order that the convolutions
-            want, once.
+        compile: run it by `torch.compile`. The first batch waits up to minutes for that, and so
+            does the first one of another size; after that, any size will do. On the CPU the weights
+            are frozen, which puts them into the order that the convolutions want, once. What cannot
+            be compiled as one graph is compiled in parts, with a warning.
         dtype: of the weights and the computation, and of the result: float32, float64, float16 or
             bfloat16; images of another are cast on the way in. None keeps the network's.
+        image_size: (H, W) that the network takes, to look for batch norms to fold; None tries the
+            usual ones, and the result's `norms` say so if it takes none of them.
 
     Raises:
         TypeError: `network` is no plain module (TorchScript, for example), or `dtype` no floating
             point type.
+        RuntimeError: not here but at a call: the compilation failed.
     """
     if isinstance(network, torch.jit.ScriptModule) or not isinstance(network, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(network).__name__}")
@@ -47,7 +54,7 @@ def tune(
         copied, norms = copy.deepcopy(network.network), network.norms
     else:
         copied = copy.deepcopy(getattr(network, "_orig_mod", network))  # below torch.compile
-        norms = fold_batch_norms(copied)
+        norms = fold_batch_norms(copied, image_size)
     return TunedNetwork(copied, norms, compile=compile, dtype=dtype)
 
 
@@ -84,7 +91,7 @@ class TunedNetwork(nn.Module):
         self.training = False
         tensors = (*network.parameters(), *network.buffers())
         self.dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
-        self._compiled: Callable[[Tensor], Any] | None = None
+        self._compiled: _Compiled | None = None
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Any:
@@ -123,32 +130,72 @@ class TunedNetwork(nn.Module):
 
     def _run_compiled(self, images: Tensor) -> Any:
         if self._compiled is None:
-            self._compiled = _compiled(self.network, images.device, fullgraph=True)
-        try:
+            self._compiled = _Compiled(self.network, images.device)
+        return self._compiled(images)
+
+
+class _Compiled:
+    """A network through `torch.compile`, with at most three compilations for images of one size.
+
+    The first batch is compiled for its shape. Another size of batch is compiled for all, which is
+    as fast on a CPU but takes longer to compile; a batch of 1 is a case of its own to PyTorch. So
+    neither a stream, whose batches have one size, nor a batch that shrinks compiles for ever.
+
+    The code is for the number of threads that there are when it is compiled.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self._network = network
+        self._compiled = _compile(network, device, fullgraph=True)
+        self._device = device
+        self._known: set[tuple[Any, ...]] = set()
+
+    def __call__(self, images: Tensor) -> Any:
+        # Another of any of these is compiled anew.
+        kind = (*images.shape[1:], images.is_inference())
+        batch = len(images)
+        exact, any_batch = (*kind, batch), (*kind, "any")
+        if exact in self._known or (batch > 1 and any_batch in self._known):
             return self._compiled(images)
-        except torch._dynamo.exc.Unsupported as error:
-            name = type(self.network).__name__
-            warnings.warn(
-                f"{name} is compiled in parts, with Python between them: {_first_line(error)}",
-                stacklevel=3,
-            )
-            self._compiled = _compiled(self.network, images.device, fullgraph=False)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise self._failed(images, error) from error
-        try:
-            return self._compiled(images)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise self._failed(images, error) from error
+        if batch > 1 and any(known[:-1] == kind and known[-1] != 1 for known in self._known):
+            exact = any_batch
+            images = images.detach()  # the mark is not to stay on the caller's tensor
+            torch._dynamo.maybe_mark_dynamic(images, 0)
+        out = self._compile_and_run(images)
+        self._known.add(exact)
+        return out
+
+    def _compile_and_run(self, images: Tensor) -> Any:
+        # PyTorch counts compilations by the code they are of, so those of all networks of one class
+        # together, and has a limit for them that is meant for something else.
+        with torch._dynamo.config.patch(
+            recompile_limit=1 << 16, accumulated_recompile_limit=1 << 16
+        ):
+            try:
+                return self._compiled(images)
+            except (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError) as error:
+                warnings.warn(
+                    f"{type(self._network).__name__} is compiled in parts, with Python between "
+                    f"them: {_first_line(error)}",
+                    stacklevel=2,
+                )
+                self._compiled = _compile(self._network, self._device, fullgraph=False)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                raise self._failed(images, error) from error
+            try:
+                return self._compiled(images)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                raise self._failed(images, error) from error
 
     def _failed(self, images: Tensor, error: Exception) -> RuntimeError:
         return RuntimeError(
-            f"torch.compile failed for {type(self.network).__name__} on images "
-            f"{tuple(images.shape)} on {images.device}: {_first_line(error)}. "
-            f"tune(..., compile=False) runs it without."
+            f"torch.compile failed for {type(self._network).__name__} on images "
+            f"{tuple(images.shape)} on {images.device}: {_first_line(error)}; "
+            f"tune(..., compile=False) runs it without"
         )
 
 
-def _compiled(
+def _compile(
     network: nn.Module, device: torch.device, *, fullgraph: bool
 ) -> Callable[[Tensor], Any]:
     options: dict[str, str | int | bool | Callable[..., Any]] = {}
@@ -161,5 +208,6 @@ def _compiled(
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0]
+    error = getattr(error, "inner_exception", error)  # what happened, without where it came by
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
