@@ -1,0 +1,106 @@
+"""The layers that MSDNet and RANet share."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ConvNormReLU(nn.Sequential):
+    """Convolution, batch norm, ReLU; padded so that stride 1 keeps the size."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = False
+    ) -> None:
+        super().__init__(
+            OrderedDict(
+                conv=nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias),
+                norm=nn.BatchNorm2d(outputs),
+                activation=nn.ReLU(inplace=True),
+            )
+        )
+
+
+class Bottleneck(nn.Sequential):
+    """1x1 to at most `width` times the outputs, then 3x3 ("Regular-Conv", "Strided-Conv")."""
+
+    def __init__(self, inputs: int, outputs: int, width: int, stride: int = 1) -> None:
+        inner = min(inputs, width * outputs)
+        super().__init__(
+            OrderedDict(
+                reduce=ConvNormReLU(inputs, inner, kernel=1),
+                spread=ConvNormReLU(inner, outputs, stride=stride),
+            )
+        )
+
+
+class LargeStem(nn.Sequential):
+    """7x7 with stride 2 and max pooling: for ImageNet's images."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__(
+            OrderedDict(
+                conv=ConvNormReLU(3, outputs, kernel=7, stride=2, bias=True),
+                pool=nn.MaxPool2d(3, 2, 1),
+            )
+        )
+
+
+class ExitClassifier(nn.Module):
+    """Two strided 3x3 convolutions, average pooling, linear: features (B, C, h, w) to (B, n).
+
+    Args:
+        inputs: C.
+        hidden: channels of the convolutions.
+        num_classes: n.
+    """
+
+    def __init__(self, inputs: int, hidden: int, num_classes: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            ConvNormReLU(inputs, hidden, stride=2), ConvNormReLU(hidden, hidden, stride=2)
+        )
+        self.linear = nn.Linear(hidden, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        # At the published sizes 2x2 values are left, so this is their 2x2 average pooling; it is
+        # defined for other sizes as well.
+        pooled = self.convolutions(features).mean(dim=(2, 3))  # (B, hidden)
+        logits: Tensor = self.linear(pooled)
+        return logits
+
+
+class DenseLayer(nn.Module):
+    """Appends `growth` channels: (B, C, h, w) to (B, C + growth, h, w)."""
+
+    def __init__(self, inputs: int, growth: int, width: int) -> None:
+        super().__init__()
+        self.same = Bottleneck(inputs, growth, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.cat([features, self.same(features)], dim=1)
+
+
+def resized(features: Tensor, size: torch.Size) -> Tensor:
+    """`features` (B, C, h, w) at another (h, w), bilinear, corners aligned."""
+    if features.shape[2:] == size:
+        return features  # what the interpolation gives, without its copy
+    return F.interpolate(features, size=list(size), mode="bilinear", align_corners=True)
+
+
+def initialise(module: nn.Module) -> None:
+    """Weights of convolutions from N(0, 2 / (k * k * outputs)), biases of linear layers 0.
+
+    He et al.'s rule over a convolution's outputs, as the authors' code has it. Batch norm is at
+    scale 1 and shift 0 already.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            fan_out = part.kernel_size[0] * part.kernel_size[1] * part.out_channels
+            nn.init.normal_(part.weight, 0.0, math.sqrt(2 / fan_out))
+        elif isinstance(part, nn.Linear):
+            nn.init.zeros_(part.bias)

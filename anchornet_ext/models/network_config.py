@@ -1,0 +1,25 @@
+"""Checks that the configurations of networks share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def require(holds: bool, name: str, wanted: str, value: object) -> None:
+    """Raises ValueError unless it holds, naming the field and its value."""
+    if not holds:
+        raise ValueError(f"{name} must be {wanted}, not {value}")
+
+
+def require_choice(value: str, name: str, choices: Sequence[str]) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    require(value in choices, name, f"one of {', '.join(choices)}", repr(value))
+
+
+def require_factors(values: Sequence[int], name: str, length: int | None = None) -> tuple[int, ...]:
+    """`values` as a tuple of `length` (None: any but 0) numbers from 1 on, or ValueError."""
+    factors = tuple(values)
+    wanted = "at least one number" if length is None else f"{length} numbers"
+    right = len(factors) > 0 if length is None else len(factors) == length
+    require(right and all(v >= 1 for v in factors), name, f"{wanted} from 1 on", factors)
+    return factors
