@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def test_patches_are_where_it_says(network: GFNet) -> None:
     ):
         assert torch.equal(patch, image[:, row : row + 40, column : column + 40])
     progress.next_logits()
-    with pytest.raises(ValueError, match="no more than 3 exits"):
+    with pytest.raises(RuntimeError, match="no more than 3 exits"):
         progress.next_logits()
 
 
@@ -128,6 +129,16 @@ def test_probabilities_are_those_of_normals() -> None:
     wanted = normal.log_prob(action).sum(dim=1)
     torch.testing.assert_close(log_probability(action, mean, 0.1), wanted)
     torch.testing.assert_close(normal.entropy().sum(dim=1)[0].item(), entropy(0.1))
+
+
+def test_what_cannot_be_begun(network: GFNet) -> None:
+    images = torch.zeros(1, 3, 48, 48, dtype=torch.float64)
+    with pytest.raises(ValueError, match="training mode"):
+        copy.deepcopy(network).train().begin(images)
+    with pytest.raises(TypeError, match=r"floating point and normalised, got torch\.uint8"):
+        network.begin(images.byte())
+    with pytest.raises(ValueError, match=r"must be \(B, 3, H, W\), got \(3, 48, 48\)"):
+        network.begin(images[0])
 
 
 def test_macs_are_those_of_a_run(network: GFNet) -> None:

@@ -98,7 +98,7 @@ class GFNet(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(features, num_classes) for _ in range(num_exits))
 
     def check_images(self, images: Tensor) -> None:
-        """Raises ValueError unless `images` are (B, 3, H, W) and at least a patch large."""
+        """Raises unless `images` are (B, 3, H, W), floating point and at least a patch large."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
         if min(images.shape[2:]) < self.patch_size:
@@ -106,6 +106,8 @@ class GFNet(nn.Module):
                 f"images must be at least a patch of {self.patch_size} pixels, got "
                 f"{images.shape[2]}x{images.shape[3]}"
             )
+        if not images.is_floating_point():
+            raise TypeError(f"images must be floating point and normalised, got {images.dtype}")
 
     def first_step(self, images: Tensor) -> Step:
         """The glance: (B, 3, H, W) resized, encoded and classified."""
@@ -139,38 +141,25 @@ class GFNet(nn.Module):
         proposal: Proposal = self.proposal(features, hidden)
         return proposal
 
-    def steps(self, images: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """A whole sequence with given patches, for stages I and III.
-
-        Args:
-            images: (B, 3, H, W).
-            actions: (T - 1, B, 2) in [0, 1], see `places`.
-
-        Returns:
-            (logits (T, B, n), logits of the regularisation's heads (T, B, n)).
-        """
-        self.check_images(images)
-        size = (images.shape[2], images.shape[3])
-        rows = torch.arange(len(images), device=images.device)
-        step = self.first_step(images)
-        steps = [step]
-        for action in actions:
-            step = self.next_step(images, rows, places(action, size, self.patch_size), step.seen)
-            steps.append(step)
-        heads = [head(step.vector) for head, step in zip(self.heads, steps, strict=True)]
-        return torch.stack([step.logits for step in steps]), torch.stack(heads)
-
     def forward(self, images: Tensor) -> Tensor:
         """Logits of every exit, (T, B, n), with the patches that the policy chooses."""
-        progress = self.begin(images)
+        self.check_images(images)
+        progress = GFNetProgress(self, images)
         return torch.stack([progress.next_logits() for _ in range(self.num_exits)])
 
     def begin(self, images: Tensor) -> GFNetProgress:
-        """Starts on a batch that is to leave exit by exit.
+        """Starts on a batch that is to leave exit by exit; nothing is computed yet.
 
         Raises:
-            ValueError: images of a wrong shape.
+            ValueError: the network is in training mode, where batch norm would mix the images, or
+                images of a wrong shape.
+            TypeError: images are not floating point.
         """
+        if self.training:
+            raise ValueError(
+                "GFNet is in training mode, where batch norm's statistics depend on which images "
+                "are left: call eval() before begin()"
+            )
         self.check_images(images)
         return GFNetProgress(self, images)
 
@@ -212,14 +201,14 @@ class GFNetProgress:
         """(A, n) of the next exit.
 
         Raises:
-            ValueError: the last exit has been reached.
+            RuntimeError: there is no next exit.
         """
         network, images = self._network, self._images
         if self._step is None:
             self._step = network.first_step(images)
             return self._step.logits
         if len(self._top_left) + 1 >= network.num_exits:
-            raise ValueError(f"there are no more than {network.num_exits} exits")
+            raise RuntimeError(f"there are no more than {network.num_exits} exits")
         mean, _, self._memory = network.propose(self._step.features, self._memory)
         size = (images.shape[2], images.shape[3])
         top_left = places(mean, size, network.patch_size)
