@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `anchornet bench`, those of all suites among them."""
+    parser.usage = f"{parser.prog} [SUITE ...] [OPTIONS]"  # all in full would hide the error
     parser.add_argument(
         "suites",
         nargs="*",
@@ -55,7 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbones", nargs="+", metavar="NAME", help="of torchvision, or of timm as timm/NAME"
     )
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="to measure in")
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=DTYPES,
+        metavar="DTYPE",
+        help=f"to measure in: {', '.join(DTYPES)}",
+    )
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (torch's)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (cpu)")
     parser.add_argument(
@@ -84,23 +91,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and prints; 0 also where something became slower, or could not be measured.
+    """Measures and prints; 0 also where something became slower or a contender could not run.
+
+    1 where a whole suite broke off.
 
     Raises:
         ValueError, OSError, ImportError: an argument is wrong, or there are no operators.
     """
     old = None if args.compare is None else Results.load(args.compare)
     table = Table()
+    whole = True
     if args.show is not None:
         results = _shown(args, table)
     else:
-        results = _measured(args, table)
+        results, whole = _measured(args, table)
     if old is not None:
         table.line()
         table.line(f"Compared with {args.compare}, of {old.environment.date}", "bold")
         for line in describe(compare(results, old)):
             table.line(line)
-    return 0
+    return 0 if whole else 1
 
 
 def _suite(name: str) -> str:
@@ -130,7 +140,8 @@ def _shown(args: argparse.Namespace, table: Table) -> Results:
     return Results(results.environment, rows)
 
 
-def _measured(args: argparse.Namespace, table: Table) -> Results:
+def _measured(args: argparse.Namespace, table: Table) -> tuple[Results, bool]:
+    """What was measured, and whether every suite came to its end."""
     device = _device(args.device)
     if args.json is not None:
         _require_place(args.json)
@@ -149,42 +160,45 @@ def _measured(args: argparse.Namespace, table: Table) -> Results:
         if hasattr(suite, "check"):
             suite.check(options)
     keep_freed_memory()
+    whole = True
     with _threads(args.threads):
         results = Results(Environment.of(device, _command(args)))
         table.line(results.environment.summary)
         try:
             for suite in suites:
-                _run_suite(suite, options, results, args.json, table)
+                whole &= _run_suite(suite, options, results, args.json, table)
         finally:
             # Also what was measured until an interruption or an error.
             if args.json is not None and len(results):
                 results.save(args.json)
                 table.line(f"{len(results)} rows are in {args.json}")
-    return results
+    return results, whole
 
 
 def _run_suite(
     suite: Suite, options: Options, results: Results, file: Path | None, table: Table
-) -> None:
+) -> bool:
+    """Whether it came to its end."""
     table.heading(f"{suite.NAME}: {suite.SUMMARY}")
     rows: list[Row] = []
     saved = time.monotonic()
-    for row in _rows(suite, options):
-        results.add(row)
-        rows.append(row)
-        _print_row(suite, row, table)
-        if file is not None and time.monotonic() - saved > _BETWEEN_SAVES:
-            results.save(file)
-            saved = time.monotonic()
-    _print_summary(suite, rows, table)
-
-
-def _rows(suite: Suite, options: Options) -> Iterator[Row]:
-    """Those of the suite; one that says why, where it breaks off."""
+    broken = None
     try:
-        yield from suite.measure(options)
-    except Exception as error:
-        yield Row(suite.NAME, "the rest", {}, error=one_line(error))
+        for row in suite.measure(options):
+            results.add(row)
+            rows.append(row)
+            _print_row(suite, row, table)
+            if file is not None and time.monotonic() - saved > _BETWEEN_SAVES:
+                results.save(file)
+                saved = time.monotonic()
+    except Exception as error:  # the other suites can still be measured
+        broken = Row(suite.NAME, "the rest", {}, error=one_line(error))
+        results.add(broken)
+        _print_row(suite, broken, table)
+    if not rows and broken is None:
+        table.line("With these options, nothing of this suite is measured.")
+    _print_summary(suite, rows, table)
+    return broken is None
 
 
 def _print_row(suite: Suite | None, row: Row, table: Table) -> None:

@@ -18,6 +18,8 @@ from anchornet_ext.evaluation.timing import Timing, device_of
 CACHE_FLUSH_BYTES = 256 << 20
 #: Of the square matrices whose product gives the rate of arithmetic.
 RATE_SIDE = 1024
+#: The floors' names among what takes turns.
+MOVING, ARITHMETIC = "floor: moving", "floor: arithmetic"
 
 
 def flush_caches(device: torch.device | str | None = None) -> Callable[[], None]:
@@ -98,11 +100,11 @@ class Work:
         """What must take turns with the measured for `floor` to be known."""
         calls: dict[str, Callable[[], object]] = {}
         if self.written:
-            calls["moving"] = mover(self.read, self.written, device)
+            calls[MOVING] = mover(self.read, self.written, device)
         elif self.read:
-            calls["moving"] = reader(self.read, device)
+            calls[MOVING] = reader(self.read, device)
         if self.macs:
-            calls["arithmetic"] = multiplier(self.dtype, device)
+            calls[ARITHMETIC] = multiplier(self.dtype, device)
         return calls
 
     def floor(self, times: Mapping[str, Timing]) -> Timing | None:
@@ -116,9 +118,9 @@ class Work:
         """
         known = []
         if self.read or self.written:
-            known.append(times.get("moving"))
+            known.append(times.get(MOVING))
         if self.macs:
-            product = times.get("arithmetic")
+            product = times.get(ARITHMETIC)
             scale = self.macs / RATE_SIDE**3
             known.append(product and Timing(*(scale * seconds for seconds in product)))
         found = [time for time in known if time is not None]

@@ -154,6 +154,8 @@ def _row(
     if error is not None or times is None:
         return row
     own = times[name]
+    if own.low <= 0:
+        return replace(row, error="it takes no time that the clock can tell")
     others = () if name == FLOOR else (*case.over, FLOOR)
     return replace(
         row,

@@ -11,6 +11,7 @@ from .harness import Suite
 SUITES: dict[str, str] = {
     "operators": "anchornet_ext.benchmark.operators",
     "localisation": "anchornet_ext.benchmark.localisation",
+    "stream": "anchornet_ext.benchmark.stream",
 }
 
 

@@ -34,11 +34,18 @@ CASES: dict[str, Callable[[Options], Iterator[Case]]] = {
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
     """Declares this suite's own options."""
-    group.add_argument("--operators", nargs="+", choices=CASES, help="those only (default: all)")
+    group.add_argument(
+        "--operators",
+        nargs="+",
+        choices=CASES,
+        metavar="OPERATOR",
+        help=f"those only: {', '.join(CASES)} (default: all)",
+    )
     group.add_argument(
         "--caches",
         nargs="+",
         choices=CACHES,
+        metavar="warm|cold",
         help="warm: data just used; cold: pushed out before each call, for the largest batch "
         "(default: both)",
     )
