@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from anchornet_ext.inference.lazy_exits import classify
 from anchornet_ext.models.gfnet import GFNet, load_released_gfnet
 from anchornet_ext.models.gfnet.proposal import entropy, log_probability, places
 
@@ -129,6 +130,20 @@ def test_probabilities_are_those_of_normals() -> None:
     wanted = normal.log_prob(action).sum(dim=1)
     torch.testing.assert_close(log_probability(action, mean, 0.1), wanted)
     torch.testing.assert_close(normal.entropy().sum(dim=1)[0].item(), entropy(0.1))
+
+
+@given(batch=st.integers(0, 4), threshold=st.sampled_from([-1.0, 0.25, 0.4, 1.0]))
+@settings(max_examples=6, deadline=None)
+def test_images_leave_where_their_own_logits_say(
+    network: GFNet, batch: int, threshold: float
+) -> None:
+    images = torch.randn(batch, 3, 48, 61, dtype=torch.float64)
+    found = classify(network, images, (threshold,) * 2)
+    sure = network(images).float().softmax(dim=-1).amax(dim=-1)  # (T, B)
+    for image in range(batch):
+        leaves = [t for t in range(2) if sure[t, image] > threshold] + [2]
+        assert found.exit_step[image] == 1 + leaves[0]
+        assert found.macs[image] == network.macs_per_exit((48, 61))[leaves[0]]
 
 
 def test_what_cannot_be_begun(network: GFNet) -> None:

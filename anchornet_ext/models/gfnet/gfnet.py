@@ -94,6 +94,7 @@ class GFNet(nn.Module):
             family.policy_conv if policy_conv is None else policy_conv,
             family.policy_hidden if policy_hidden is None else policy_hidden,
         )
+        self._macs: dict[tuple[int, int], tuple[int, ...]] = {}
         #: Per-step linear heads of the regularisation, Eq. (3); used in training only.
         self.heads = nn.ModuleList(nn.Linear(features, num_classes) for _ in range(num_exits))
 
@@ -166,8 +167,17 @@ class GFNet(nn.Module):
     def macs_per_exit(self, image_size: tuple[int, int]) -> tuple[int, ...]:
         """(T,) multiply-adds of an image (H, W) that leaves at exit 1, ..., T.
 
-        The proposal network's belong to the exit after it: it runs only if the image stays.
+        The proposal network's belong to the exit after it: it runs only if the image stays. They
+        are counted once for each size; the modules are taken not to change.
+
+        Raises:
+            ValueError: the image is smaller than a patch.
         """
+        if image_size not in self._macs:
+            self._macs[image_size] = self._counted(image_size)
+        return self._macs[image_size]
+
+    def _counted(self, image_size: tuple[int, int]) -> tuple[int, ...]:
         twin = meta_twin(self)
         assert isinstance(twin, GFNet)
         costs = []
