@@ -1,7 +1,7 @@
 # make demo   sets everything up and classifies the photos in examples/photos
 # make test   sets everything up and runs the tests
 # make lint   sets everything up and runs the linters
-# make bench  sets everything up and measures the operators and localisation
+# make bench  sets everything up and measures how fast it is (BENCH="operators --quick": only that)
 #
 # PYTHON, TORCH and VENV can be given on the command line:
 #   make test PYTHON=python3.12 TORCH="torch==2.11.0 torchvision==0.26.0"
@@ -59,9 +59,7 @@ format: setup
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
 bench: setup
-	$(BIN)/python benchmarks/bench_localisation_ops.py
-	$(BIN)/python benchmarks/bench_patch_ops.py
-	$(BIN)/python benchmarks/bench_localise.py
+	$(BIN)/anchornet bench $(BENCH)
 
 clean:
 	rm -rf build dist demo_output *.egg-info anchornet_ext/*.so

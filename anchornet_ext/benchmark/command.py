@@ -171,7 +171,8 @@ def _measured(args: argparse.Namespace, table: Table) -> tuple[Results, bool]:
             # Also what was measured until an interruption or an error.
             if args.json is not None and len(results):
                 results.save(args.json)
-                table.line(f"{len(results)} rows are in {args.json}")
+                verb = "row is" if len(results) == 1 else "rows are"
+                table.line(f"{len(results)} {verb} in {args.json}")
     return results, whole
 
 

@@ -87,7 +87,7 @@ class Environment:
         for name in self.MATTERS:
             here, there = getattr(self, name), getattr(other, name)
             if here != there:
-                lines.append(f"{name.replace('_', ' ')} is {here} here and was {there}")
+                lines.append(f"{name.replace('_', ' ')}: {here} now, {there} then")
         return lines
 
     def to_dict(self) -> dict[str, Any]:

@@ -344,7 +344,7 @@ class FoldedAnchorNet(nn.Module):
     export, forward-mode gradients, a hook on a submodule, a module of another type in its place)
     it is the submodules' PyTorch code. Both agree up to rounding.
     A batch of 32 images of 224x224 takes 0.47 of the submodules' time in this way, and 0.18 of the
-    unfolded network's (one thread with AVX-512; benchmarks/bench_localise.py).
+    unfolded network's (one thread with AVX-512; `anchornet bench localisation`).
 
     Attributes:
         fused: set it to False to have the submodules run in any case, for comparison.
