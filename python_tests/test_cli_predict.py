@@ -208,6 +208,34 @@ def test_batches_give_the_same_answers(photos: Path, model: Path, in_process: Co
             assert one["confidence"] == pytest.approx(two["confidence"], abs=1e-4)
 
 
+def test_half_precision_and_compilation(
+    photos: Path, model: Path, in_process: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (photos, "--model", model, "--json", "--exit", 3)
+    expected = lines(in_process(*arguments).stdout)
+    compiler, compiled = torch.compile, []
+
+    def quick(network: torch.nn.Module, **options: Any) -> Any:
+        compiled.append(next(network.parameters()).dtype)
+        return compiler(network, backend="eager", dynamic=options["dynamic"])
+
+    monkeypatch.setattr(torch, "compile", quick)
+    for extra, dtype, close in (
+        (("--dtype", "bfloat16"), None, 3e-2),
+        (("--compile",), torch.float32, 1e-4),
+        (("--compile", "--dtype", "bfloat16"), torch.bfloat16, 3e-2),
+    ):
+        got = lines(in_process(*arguments, *extra).stdout)
+        difference = [
+            abs(one["confidence"] - other["confidence"])
+            for one, other in zip(got, expected, strict=True)
+        ]
+        assert max(difference) < close
+        assert (max(difference) > 1e-6) == ("bfloat16" in extra)
+        assert set(compiled) == ({dtype} if dtype else set())
+        compiled.clear()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -21,6 +20,7 @@ from anchornet_ext.inference.policies import patch_locations
 from anchornet_ext.inference.storage import checksum, read_config, resolve
 from anchornet_ext.models import build_backbone, count_macs, require_input_size
 from anchornet_ext.models.backbones import pretrained_classes
+from anchornet_ext.models.tuning import tune
 from anchornet_ext.ops import gather_patches
 from anchornet_ext.training.checkpoint import load_weights
 
@@ -97,7 +97,7 @@ class TwoStageSystem:
 
     @classmethod
     def load(cls, folder_or_name: str | PathLike[str], device: torch.device) -> TwoStageSystem:
-        """A saved or bundled model, folded as `anchornet predict` runs it.
+        """A saved or bundled model, tuned as `anchornet predict` runs it.
 
         Raises:
             FileNotFoundError, ValueError: as `TwoStageClassifier.from_pretrained`.
@@ -112,7 +112,7 @@ class TwoStageSystem:
             "model": str(folder_or_name),
             "macs_per_exit_unfolded": list(classifier.macs_per_exit()),
         }
-        return cls(classifier.to(device).fold(), f"AnchorNet ({folder.name})", digest, about)
+        return cls(classifier.to(device).tuned(), f"AnchorNet ({folder.name})", digest, about)
 
     @property
     def class_names(self) -> Sequence[str] | None:
@@ -189,7 +189,8 @@ class TwoStageSystem:
 class PlainNetwork:
     """A plain classification network: one exit, after the whole image (see `ExitSystem`).
 
-    It is copied to the device in eval mode, with its weights in channels_last.
+    It is copied to the device and tuned in the same way as the two-stage classifier's networks (see
+    `models.tuning.tune`), so that the two can be compared by the clock.
 
     Args:
         network: (B, 3, S, S) -> (B, n).
@@ -217,15 +218,15 @@ class PlainNetwork:
     ) -> None:
         side = preprocessing.crop_size
         require_input_size(network, side)
-        self.network: nn.Module = copy.deepcopy(network).eval().requires_grad_(False)
         self.name = name
         self.preprocessing = preprocessing
         self.class_names: Sequence[str] = tuple(class_names)
         self.num_classes = len(self.class_names)
-        self.checksum = _checksum(self.network, preprocessing)
+        # Of the weights as they were trained, which tuning rounds.
+        self.checksum = _checksum(network, preprocessing)
         self.about: Mapping[str, Any] = {"image_size": side, **(about or {})}
-        self._macs = count_macs(self.network, (3, side, side))
-        self.network.to(torch.device(device)).to(memory_format=torch.channels_last)
+        self._macs = count_macs(network, (3, side, side))
+        self.network: nn.Module = tune(network, image_size=(side, side)).to(torch.device(device))
 
     @classmethod
     def load(

@@ -29,6 +29,7 @@ from .report import JsonReport, Report, TableReport
 from .two_stage import TwoStageClassifier
 
 DEFAULT_MODEL = "caltech101"
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Photos are kept no larger than this until their overlay is drawn, which shows less.
 OVERLAY_PHOTO_LIMIT = (1200, 1200)
 
@@ -105,6 +106,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="CPU threads (default: torch's)"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="what the glance and the patches are computed in; the others are faster where the "
+        "processor knows them, and a photo close to a threshold may leave at another exit "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the networks by torch.compile: the first photos wait for up to minutes, so "
+        "this is for many thousands",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -129,7 +144,8 @@ def run(args: argparse.Namespace) -> int:
     if not paths:
         raise ValueError("no photo to classify")
     device = _device(args.device)
-    model = TwoStageClassifier.from_pretrained(args.model, device=device)
+    model = TwoStageClassifier.from_pretrained(args.model, fold=False, device=device)
+    model = model.tuned(compile=args.compile, dtype=DTYPES[args.dtype])
     thresholds = _for_model(args.thresholds, model)
     if policy is not None and policy.num_exits != model.num_exits:
         raise ValueError(

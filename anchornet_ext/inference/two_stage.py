@@ -355,14 +355,15 @@ class TwoStageClassifier(nn.Module):
         fold: bool = True,
         device: torch.device | str = "cpu",
     ) -> TwoStageClassifier:
-        """Loads a saved or bundled classifier in eval mode, folded unless told otherwise.
+        """Loads a saved or bundled classifier in eval mode, ready to be used: `tuned()`.
 
-        See `storage.load`. Take `fold=False` to train further or to save again.
+        See `storage.load`. Take `fold=False` to train further or to save again, or to tune it in
+        another way: `from_pretrained(name, fold=False).tuned(dtype=torch.bfloat16)`.
         """
         from .storage import load
 
         classifier = load(folder_or_name).to(device)
-        return classifier.fold() if fold else classifier
+        return classifier.tuned() if fold else classifier
 
     def extra_repr(self) -> str:
         values: dict[str, Any] = {

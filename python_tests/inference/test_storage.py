@@ -16,6 +16,7 @@ from tiny_networks import tiny_classifier
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.inference import TwoStageClassifier, storage
 from anchornet_ext.models import AnchorNet, build_backbone
+from anchornet_ext.models.tuning import TunedNetwork
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
 BACKBONES = ("squeezenet1_1", "shufflenet_v2_x0_5")
@@ -92,6 +93,8 @@ def test_loading_folds_unless_told_otherwise(folder: Path) -> None:
     folded = TwoStageClassifier.from_pretrained(folder)
     assert folded.is_folded
     assert folded.fold() is folded
+    assert isinstance(folded.glance, TunedNetwork)
+    assert isinstance(folded.focus, TunedNetwork)
     with pytest.raises(ValueError, match="folded"):
         folded.save_pretrained(folder)
     unfolded = TwoStageClassifier.from_pretrained(folder, fold=False)
