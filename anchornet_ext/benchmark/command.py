@@ -234,6 +234,8 @@ def _require_place(file: Path) -> None:
     """Nothing is worse than measuring for an hour and then having nowhere to write."""
     if file.is_dir():
         raise ValueError(f"--json {str(file)!r} is a folder")
+    if file.exists() and not file.is_file():  # a device, say; it would be replaced
+        raise ValueError(f"--json {str(file)!r} is no ordinary file")
     if not file.parent.is_dir():
         raise ValueError(f"--json {str(file)!r}: there is no folder {str(file.parent)!r}")
     if not os.access(file.parent, os.W_OK):

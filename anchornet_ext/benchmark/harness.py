@@ -14,7 +14,7 @@ import torch
 from anchornet_ext.evaluation.timing import Timing, interleaved_median
 
 from .environment import Environment
-from .floors import Work, flush_caches, keep_freed_memory
+from .floors import ARITHMETIC, MOVING, Work, flush_caches, keep_freed_memory
 from .rows import Results, Row, Setting
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
 #: Name -> the call that is timed. A call handles all images of the case's batch.
 Contenders = Mapping[str, Callable[[], object]]
 FLOOR = "floor"
+_ALONE = "not measured, as no contender ran"
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,17 @@ def measure_case(case: Case, options: Options) -> list[Row]:
         return [_row(case, "all contenders", error=one_line(error))]
     finally:
         _free(options.device)
-    floor = case.work.floor(times) if case.work else None
-    if floor is not None:
-        times[FLOOR] = floor
-    return [_row(case, name, times, failed.get(name)) for name in contenders] + (
-        [_row(case, FLOOR, times)] if floor else []
-    )
+    names = list(contenders)
+    if case.work is not None:
+        names.append(FLOOR)
+        floor = case.work.floor(times)
+        if floor is not None:
+            times[FLOOR] = floor
+        else:
+            failed[FLOOR] = next(
+                (failed[part] for part in (MOVING, ARITHMETIC) if part in failed), _ALONE
+            )
+    return [_row(case, name, times, failed.get(name)) for name in names]
 
 
 def _row(
@@ -173,15 +179,19 @@ def _take_turns(
 ) -> tuple[dict[str, Timing], dict[str, str]]:
     """Seconds of a call of every contender that ran and of the floor's; and the others' errors."""
     running = dict(contenders)
+    failed: dict[str, str] = {}
     if case.work is not None:
-        running |= case.work.contenders(options.device)
+        try:
+            running |= case.work.contenders(options.device)
+        except Exception as error:  # no memory for it, say; the contenders may still run
+            failed[MOVING] = one_line(error)
+            _free(options.device)
     before = None
     if case.cold:
         before = flush_caches(options.device)
     elif case.sample is None:
         before = _nothing
     sample = case.sample or 0.0
-    failed: dict[str, str] = {}
     while not contenders.keys() <= failed.keys():
         try:
             times = interleaved_median(

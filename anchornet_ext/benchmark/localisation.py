@@ -196,7 +196,7 @@ def measure(options: Options) -> Iterator[Row]:
     if options.dtypes is not None and torch.float32 not in options.dtypes:
         return
     for size in options.sizes or ((128,) if options.quick else (224,)):
-        for batch in options.batches or ((2,) if options.quick else (1, 32, 256)):
+        for batch in options.batches or ((2,) if options.quick else (1, 32)):
             for case in cases(batch, size, options.device):
                 yield from measure_case(case, options)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import Command, command_line, environment, in_this_process
+from command_line import Command, in_this_process
 from devices import needs_cuda
 
 from anchornet_ext import _extension, cli
 from anchornet_ext.benchmark import command, suites
-from anchornet_ext.benchmark.harness import Options
+from anchornet_ext.benchmark.harness import Case, Options, measure_case
 from anchornet_ext.benchmark.rows import Results, Row
 from anchornet_ext.evaluation.timing import Timing
 
@@ -123,6 +122,7 @@ def test_threads_are_put_back_and_another_number_is_said(measured: Path, bench: 
         (["--show", "no-such-file.json"], "no-such-file.json"),
         (["--json", "no-such-folder/new.json"], "no-such-folder"),
         (["--json", "."], "is a folder"),
+        (["--json", os.devnull], "no ordinary file"),
         (["--operators", "conv2d"], "conv2d"),
         (["--mixes", "none"], "none"),
     ],
@@ -276,29 +276,41 @@ def test_a_suites_own_members_are_used(bench: Command, monkeypatch: pytest.Monke
     assert len(asked) == 1
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_an_interruption_keeps_what_was_measured(tmp_path: Path) -> None:
+def test_an_interruption_keeps_what_was_measured(
+    bench: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the midst of a measurement."""
+
+    def interrupted() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    def rows(options: Options) -> Iterator[Row]:
+        yield a_row("one", "before")
+        yield from measure_case(Case("one", {}, lambda: {"ours": interrupted}), options)
+        yield a_row("one", "after")
+
+    use(monkeypatch, made_up("one", rows))
     file = tmp_path / "rows.json"
-    arguments = ["operators", "--repeats", "3", "--threads", "1", "--json", str(file)]
-    process = subprocess.Popen(
-        command_line("bench", *arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**environment(), "PYTHONUNBUFFERED": "1"},
-    )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.strip().startswith("ours"):
-                break
-        process.send_signal(signal.SIGINT)
-        text, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "interrupted" in error
-    assert "Traceback" not in error
-    kept = Results.load(file)
-    assert len(kept) >= 1
-    assert f"{len(kept)} rows are in {file}" in text or f"{len(kept)} row is in {file}" in text
+    status, text, error = bench("--json", file)
+    assert status == 130
+    assert error == "anchornet: interrupted\n"
+    assert [row.name for row in Results.load(file)] == ["before"]
+    assert f"1 row is in {file}" in text
+
+
+def test_rows_are_written_as_they_come(
+    bench: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed leaves what it had."""
+    file = tmp_path / "rows.json"
+    kept: list[int] = []
+
+    def rows(options: Options) -> Iterator[Row]:
+        for number in range(3):
+            yield a_row("one", str(number))
+            kept.append(len(Results.load(file)))
+
+    use(monkeypatch, made_up("one", rows))
+    monkeypatch.setattr(command, "_BETWEEN_SAVES", -1.0)
+    assert bench("--json", file).returncode == 0
+    assert kept == [1, 2, 3]

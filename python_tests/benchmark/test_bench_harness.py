@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from anchornet_ext.benchmark import harness
+from anchornet_ext.benchmark import floors, harness
 from anchornet_ext.benchmark.floors import ARITHMETIC, MOVING, RATE_SIDE, Work, mover, reader
 from anchornet_ext.benchmark.harness import Case, Options, Row, measure_case
 from anchornet_ext.evaluation.timing import Timing
@@ -205,6 +205,35 @@ def test_the_floor_is_the_longer_of_moving_and_arithmetic() -> None:
     assert work.floor({MOVING: moving}) is None
     assert Work(read=10).floor({MOVING: moving}) == moving
     assert Work().floor({}) is None
+
+
+def test_without_its_floor_a_case_is_measured_all_the_same(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> object:
+        raise MemoryError("no room")
+
+    case = Case("x", {}, lambda: {"ours": clock.taking(1.0)}, work=Work(read=64), sample=None)
+    options = Options(repeats=2, clock=clock)
+    monkeypatch.setattr(floors, "reader", full)  # when it is made
+    first = measure_case(case, options)
+    monkeypatch.setattr(floors, "reader", lambda *_: full)  # when it runs
+    second = measure_case(case, options)
+    for ours, floor in (first, second):
+        assert ours.time == pytest.approx((1.0, 1.0, 1.0))
+        assert ours.ratios == {}
+        assert (floor.name, floor.error) == ("floor", "MemoryError: no room")
+
+
+def test_no_floor_is_measured_for_nothing(clock: FakeClock) -> None:
+    def failing() -> None:
+        raise ValueError("no")
+
+    case = Case("x", {}, lambda: {"ours": failing}, work=Work(read=64))
+    ours, floor = measure_case(case, Options(clock=clock))
+    assert ours.error == "ValueError: no"
+    assert floor.time is None
+    assert "no contender ran" in str(floor.error)
 
 
 def test_what_measures_the_memory_moves_what_it_says() -> None:
