@@ -32,7 +32,7 @@ DTYPES = {
 }
 #: Seconds between two writings of the file, so that writing disturbs the measuring little.
 _BETWEEN_SAVES = 5.0
-_NOT_RECORDED = ("suites", "json", "compare", "show")
+_NOT_RECORDED = ("suites", "json", "update", "compare", "show")
 
 T = TypeVar("T")
 
@@ -74,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="few small cases, to see that all runs; the times mean little",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file")
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="keep the rows that FILE has already and that are not measured now, to measure in "
+        "several runs",
+    )
     parser.add_argument(
         "--compare", type=Path, metavar="OLD", help="then compare with this earlier file"
     )
@@ -145,6 +151,8 @@ def _measured(args: argparse.Namespace, table: Table) -> tuple[Results, bool]:
     device = _device(args.device)
     if args.json is not None:
         _require_place(args.json)
+    elif args.update:
+        raise ValueError("--update needs --json FILE, the file to update")
     options = Options(
         device=device,
         batches=_each_once(args.batches),
@@ -163,35 +171,64 @@ def _measured(args: argparse.Namespace, table: Table) -> tuple[Results, bool]:
     whole = True
     with _threads(args.threads):
         results = Results(Environment.of(device, _command(args)))
+        file = _File(args.json, results, update=args.update)
         table.line(results.environment.summary)
         try:
             for suite in suites:
-                whole &= _run_suite(suite, options, results, args.json, table)
+                whole &= _run_suite(suite, options, results, file, table)
         finally:
             # Also what was measured until an interruption or an error.
-            if args.json is not None and len(results):
-                results.save(args.json)
-                verb = "row is" if len(results) == 1 else "rows are"
-                table.line(f"{len(results)} {verb} in {args.json}")
+            count = file.save()
+            if count:
+                table.line(f"{count} row{'s are' if count > 1 else ' is'} in {args.json}")
     return results, whole
 
 
-def _run_suite(
-    suite: Suite, options: Options, results: Results, file: Path | None, table: Table
-) -> bool:
+class _File:
+    """The file of the results, if any, as it grows."""
+
+    def __init__(self, path: Path | None, results: Results, *, update: bool) -> None:
+        """
+        Raises:
+            ValueError: there are rows to keep that were measured in another environment.
+        """
+        self._path = path
+        self._results = results
+        self._before: Results | None = None
+        self._saved = time.monotonic()
+        if update and path is not None and path.exists():
+            self._before = Results.load(path)
+            try:
+                self._before.update(results)
+            except ValueError as error:
+                raise ValueError(f"--update {path}: {error}") from error
+
+    def save(self) -> int:
+        """How many rows are in the file; 0 where there is none."""
+        if self._path is None or not len(self._results):
+            return 0
+        whole = self._results if self._before is None else self._before.update(self._results)
+        whole.save(self._path)
+        self._saved = time.monotonic()
+        return len(whole)
+
+    def save_sometimes(self) -> None:
+        """Saves where the last time is some seconds ago."""
+        if time.monotonic() - self._saved > _BETWEEN_SAVES:
+            self.save()
+
+
+def _run_suite(suite: Suite, options: Options, results: Results, file: _File, table: Table) -> bool:
     """Whether it came to its end."""
     table.heading(f"{suite.NAME}: {suite.SUMMARY}")
     rows: list[Row] = []
-    saved = time.monotonic()
     broken = None
     try:
         for row in suite.measure(options):
             results.add(row)
             rows.append(row)
             _print_row(suite, row, table)
-            if file is not None and time.monotonic() - saved > _BETWEEN_SAVES:
-                results.save(file)
-                saved = time.monotonic()
+            file.save_sometimes()
     except Exception as error:  # the other suites can still be measured
         broken = Row(suite.NAME, "the rest", {}, error=one_line(error))
         results.add(broken)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,20 @@ class Results:
         if row.key in self._rows:
             raise ValueError(f"the row {str(row)!r} is there twice")
         self._rows[row.key] = row
+
+    def update(self, newer: Results) -> Results:
+        """All rows of `newer`, after those of these that it has not, as measured by both commands.
+
+        Raises:
+            ValueError: the two were not measured in the same environment.
+        """
+        differences = newer.environment.differences(self.environment)
+        if differences:
+            raise ValueError(f"the rows do not belong together: {'; '.join(differences)}")
+        commands = dict.fromkeys([*self.environment.command.split("; "), newer.environment.command])
+        environment = replace(newer.environment, command="; ".join(commands))
+        kept = [row for row in self if newer.get(row.key) is None]
+        return Results(environment, [*kept, *newer])
 
     def get(self, key: Key) -> Row | None:
         return self._rows.get(key)

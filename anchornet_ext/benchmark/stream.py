@@ -263,7 +263,7 @@ def _build_model(name: str, options: Options) -> TwoStageClassifier:
         return TwoStageClassifier.from_pretrained(name, device=options.device)
     torch.manual_seed(0)
     networks = [build_backbone(name, num_classes=1000) for _ in range(2)]
-    return TwoStageClassifier(AnchorNet(1000), *networks).to(options.device).eval().fold()
+    return TwoStageClassifier(AnchorNet(1000), *networks).to(options.device).eval().tuned()
 
 
 def _images(count: int, size: int, device: torch.device) -> Tensor:

@@ -102,6 +102,28 @@ def test_threads_are_put_back_and_another_number_is_said(measured: Path, bench: 
     assert "threads: 2 now, 1 then" in text
 
 
+def test_a_file_is_measured_in_several_runs(measured: Path, bench: Command, tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    more = [*SMALL[:-1], "bfloat16", "--threads", 1, "--json", file, "--update"]
+    assert bench(*more).returncode == 0  # there is no such file yet
+    assert len(Results.load(file)) == 4
+    file.write_bytes(measured.read_bytes())
+    assert bench(*more).returncode == 0
+    assert bench(*more).returncode == 0  # again: in the place of the same rows
+    both = Results.load(file)
+    before = list(Results.load(measured))
+    assert list(both)[:4] == before
+    assert [row.settings["dtype"] for row in both] == ["float32"] * 4 + ["bfloat16"] * 4
+    first, second = both.environment.command.split("; ")
+    assert "float32" in first
+    assert "bfloat16" in second
+
+    status, text, error = bench(*SMALL, "--threads", 2, "--json", file, "--update")
+    assert (status, text) == (2, "")
+    assert "threads: 2 now, 1 then" in error
+    assert len(Results.load(file)) == 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -122,6 +144,7 @@ def test_threads_are_put_back_and_another_number_is_said(measured: Path, bench: 
         (["--show", "no-such-file.json"], "no-such-file.json"),
         (["--json", "no-such-folder/new.json"], "no-such-folder"),
         (["--json", "."], "is a folder"),
+        (["--update"], "--json"),
         (["--json", os.devnull], "no ordinary file"),
         (["--operators", "conv2d"], "conv2d"),
         (["--mixes", "none"], "none"),
