@@ -1,4 +1,6 @@
-// What every CUDA launcher needs: the tensor's device, torch's current stream, a launch check.
+// The dialect of the .cu files: what they need beyond CUDA's own language, so that a kernel and its
+// launcher hold nothing that only nvcc can read. python_tests/cuda_on_host/common/cuda.cuh offers
+// the same names to g++; with it the tests run these kernels on the CPU.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,6 +10,9 @@
 #include <torch/headeronly/util/shim_utils.h>
 
 #include "common/stable.h"
+
+// Before the block that registers the file's kernels.
+#define ANCHORNET_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(anchornet_ext, CUDA, m)
 
 namespace anchornet {
 
@@ -19,6 +24,25 @@ inline cudaStream_t current_stream(const Tensor& t) {
 
 inline torch::stable::accelerator::DeviceGuard device_guard(const Tensor& t) {
   return torch::stable::accelerator::DeviceGuard(t.get_device_index());
+}
+
+struct LaunchShape {
+  unsigned blocks, threads;
+  size_t shared_bytes = 0;
+};
+
+// kernel<<<blocks, threads, shared_bytes, stream>>>(arguments...), and the check that it began.
+template <typename... Parameters, typename... Arguments>
+void launch_kernel(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
+                   const Arguments&... arguments) {
+  kernel<<<shape.blocks, shape.threads, shape.shared_bytes, stream>>>(arguments...);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// The shared memory whose size is given at the launch.
+__device__ __forceinline__ int64_t* dynamic_shared_words() {
+  extern __shared__ int64_t words[];
+  return words;
 }
 
 }  // namespace anchornet

@@ -7,3 +7,9 @@
 #else
 #define ANCHORNET_HOST_DEVICE
 #endif
+
+// Where such a function has a part of its own for the GPU: while it is compiled for one, and where
+// the CUDA kernels are compiled for the CPU (python_tests/cuda_on_host).
+#if defined(__CUDA_ARCH__) || defined(ANCHORNET_CUDA_ON_HOST)
+#define ANCHORNET_DEVICE_CODE 1
+#endif

@@ -53,7 +53,7 @@ inline Tensor empty_patches(const Gather& gather, const Tensor& images, ScalarTy
 constexpr float kUnitHigh = 0x1.01p-8f;      // 1/255 = 2^-8 (1 + 2^-8 + 2^-16 + ...)
 constexpr float kUnitLow = 0x1.010102p-24f;  // what is left of it
 ANCHORNET_HOST_DEVICE inline float unit_from_byte(float x) {
-#ifdef __CUDA_ARCH__
+#ifdef ANCHORNET_DEVICE_CODE
   return __fadd_rn(__fmul_rn(x, kUnitHigh), __fmul_rn(x, kUnitLow));
 #else
   return x * kUnitHigh + x * kUnitLow;
@@ -66,7 +66,7 @@ template <typename In>
 ANCHORNET_HOST_DEVICE inline float normalise(In x, float mean, float std) {
   const float value = static_cast<float>(x);
   const float unit = std::is_same_v<In, uint8_t> ? unit_from_byte(value) : value;
-#ifdef __CUDA_ARCH__
+#ifdef ANCHORNET_DEVICE_CODE
   return __fdiv_rn(__fsub_rn(unit, mean), std);
 #else
   return (unit - mean) / std;
@@ -146,7 +146,7 @@ ANCHORNET_HOST_DEVICE inline void gather_pack(const In* images, int64_t image_st
   const bool at_once = one_run && reinterpret_cast<uintptr_t>(from) % alignof(Pack<In, Count>) == 0;
   Pack<In, Count> loaded{};
   if (at_once) loaded = *reinterpret_cast<const Pack<In, Count>*>(from);
-#ifdef __CUDA_ARCH__
+#ifdef ANCHORNET_DEVICE_CODE
 #pragma unroll
 #endif
   for (int j = 0; j < Count; ++j) {

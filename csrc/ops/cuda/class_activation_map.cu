@@ -209,16 +209,15 @@ void launch(const Tensor& features, const Weights<A, W>& weights, int64_t num_cl
   const bool neighbours = runs.step == 1 && runs.length > 1;
   if (neighbours || a.channel_stride != 1) {
     const unsigned blocks = split(kWarp);
-    pixels_kernel<T, A, W><<<blocks, kThreads, 0, stream>>>(a);
+    launch_kernel(pixels_kernel<T, A, W>, {blocks, kThreads}, stream, a);
   } else if (can_read_vectors<T>(features, runs)) {
     constexpr int kVector = 16 / sizeof(T), kGroup = 8;
     const unsigned blocks = split(kThreads / kGroup * kPixels);
-    channels_kernel<T, A, W, kVector, kGroup><<<blocks, kThreads, 0, stream>>>(a);
+    launch_kernel(channels_kernel<T, A, W, kVector, kGroup>, {blocks, kThreads}, stream, a);
   } else {
     const unsigned blocks = split(kThreads / kWarp * kPixels);
-    channels_kernel<T, A, W, 1, kWarp><<<blocks, kThreads, 0, stream>>>(a);
+    launch_kernel(channels_kernel<T, A, W, 1, kWarp>, {blocks, kThreads}, stream, a);
   }
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 // Weights of the features' dtype, and float32 ones (a master copy under autocast), have kernels of
@@ -260,6 +259,6 @@ Tensor class_activation_map(const Tensor& features, const Tensor& weight,
 }  // namespace
 }  // namespace anchornet::cam
 
-STABLE_TORCH_LIBRARY_IMPL(anchornet_ext, CUDA, m) {
+ANCHORNET_CUDA_KERNELS(m) {
   m.impl("class_activation_map", TORCH_BOX(&anchornet::cam::class_activation_map));
 }

@@ -278,31 +278,30 @@ void launch_rows(const Call& call) {
   const int64_t count = call.active.size(0);
   if (count == 0) return;
   const Arguments<R, L, T> a{
-      .running = static_cast<R*>(call.running.data_ptr()),
+      .running = call.running.mutable_data_ptr<R>(),
       .running_row_stride = call.running.stride(0),
       .running_stride = call.running.stride(1),
-      .logits = static_cast<const L*>(call.logits.data_ptr()),
+      .logits = call.logits.const_data_ptr<L>(),
       .logits_row_stride = call.logits.stride(0),
       .logits_stride = call.logits.stride(1),
-      .active = static_cast<const int64_t*>(call.active.data_ptr()),
+      .active = call.active.const_data_ptr<int64_t>(),
       .active_stride = call.active.stride(0),
-      .thresholds = call.thresholds ? static_cast<const T*>(call.thresholds->data_ptr()) : nullptr,
+      .thresholds = call.thresholds ? call.thresholds->const_data_ptr<T>() : nullptr,
       .threshold_stride = call.thresholds ? call.thresholds->stride(0) : 0,
       .threshold = static_cast<T>(call.threshold),
-      .steps = call.steps ? static_cast<const int64_t*>(call.steps->data_ptr()) : nullptr,
+      .steps = call.steps ? call.steps->const_data_ptr<int64_t>() : nullptr,
       .step_stride = call.steps ? call.steps->stride(0) : 0,
       .step = call.step,
-      .temperatures =
-          call.temperatures ? static_cast<const T*>(call.temperatures->data_ptr()) : nullptr,
+      .temperatures = call.temperatures ? call.temperatures->const_data_ptr<T>() : nullptr,
       .temperature_stride = call.temperatures ? call.temperatures->stride(0) : 0,
       .temperature = static_cast<T>(call.temperature),
       .num_rows = call.running.size(0),
       .num_active = count,
       .num_classes = static_cast<int32_t>(call.running.size(1)),
       .mean_probabilities = call.mean_probabilities,
-      .confidence = static_cast<T*>(call.confidence.data_ptr()),
-      .prediction = static_cast<int64_t*>(call.prediction.data_ptr()),
-      .next_active = static_cast<int64_t*>(call.next_active.data_ptr()),
+      .confidence = call.confidence.mutable_data_ptr<T>(),
+      .prediction = call.prediction.mutable_data_ptr<int64_t>(),
+      .next_active = call.next_active.mutable_data_ptr<int64_t>(),
   };
   const bool by_warp = call.running.size(1) <= kWarpClasses;
   const int64_t blocks = by_warp ? (count + kRowsPerBlock - 1) / kRowsPerBlock : count;
@@ -311,11 +310,10 @@ void launch_rows(const Call& call) {
   const auto grid = static_cast<unsigned>(blocks);
   const cudaStream_t stream = current_stream(call.running);
   if (by_warp) {
-    rows_kernel<kWarp, R, L, T><<<grid, kWarp * kRowsPerBlock, 0, stream>>>(a);
+    launch_kernel(rows_kernel<kWarp, R, L, T>, {grid, kWarp * kRowsPerBlock}, stream, a);
   } else {
-    rows_kernel<kThreadsPerRow, R, L, T><<<grid, kThreadsPerRow, 0, stream>>>(a);
+    launch_kernel(rows_kernel<kThreadsPerRow, R, L, T>, {grid, kThreadsPerRow}, stream, a);
   }
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 // The pairs of dtypes that occur; logits of another one are converted first.
@@ -366,16 +364,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> exit_step_cuda(
     using Running = typename decltype(tag)::type;
     launch_for_running<Running, Accumulate<Running>>(call);
   });
-  compact_kernel<<<1, kCompactThreads, 0, current_stream(running)>>>(
-      static_cast<int64_t*>(call.next_active.data_ptr()), count,
-      static_cast<int64_t*>(num_stay.data_ptr()));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch_kernel(compact_kernel, {1, kCompactThreads}, current_stream(running),
+                call.next_active.mutable_data_ptr<int64_t>(), count,
+                num_stay.mutable_data_ptr<int64_t>());
   return {call.confidence, call.prediction, call.next_active, num_stay};
 }
 
 }  // namespace
 }  // namespace anchornet::exit_step
 
-STABLE_TORCH_LIBRARY_IMPL(anchornet_ext, CUDA, m) {
-  m.impl("exit_step", TORCH_BOX(&anchornet::exit_step::exit_step_cuda));
-}
+ANCHORNET_CUDA_KERNELS(m) { m.impl("exit_step", TORCH_BOX(&anchornet::exit_step::exit_step_cuda)); }

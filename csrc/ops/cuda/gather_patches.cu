@@ -49,10 +49,10 @@ void launch_gather(const Launch& launch, const Tensor& images, const std::option
   STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "gather_patches: ", launch.total,
                   " elements are more than one launch can write");
   using Statistic = Accumulate<Out>;
-  gather_kernel<Out, In><<<static_cast<unsigned>(blocks), kThreads, 0, current_stream(images)>>>(
-      images.const_data_ptr<In>(), launch, mean ? mean->const_data_ptr<Statistic>() : nullptr,
-      std ? std->const_data_ptr<Statistic>() : nullptr, patches.mutable_data_ptr<Out>());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch_kernel(gather_kernel<Out, In>, {static_cast<unsigned>(blocks), kThreads},
+                current_stream(images), images.const_data_ptr<In>(), launch,
+                mean ? mean->const_data_ptr<Statistic>() : nullptr,
+                std ? std->const_data_ptr<Statistic>() : nullptr, patches.mutable_data_ptr<Out>());
 }
 
 // uint8 comes out of uint8 only, see plan_gather.
@@ -86,8 +86,6 @@ Tensor gather_patches(Tensor images, Tensor image_index, Tensor top_left, int64_
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(anchornet_ext, CUDA, m) {
-  m.impl("gather_patches", TORCH_BOX(&gather_patches));
-}
+ANCHORNET_CUDA_KERNELS(m) { m.impl("gather_patches", TORCH_BOX(&gather_patches)); }
 
 }  // namespace anchornet::patches

@@ -62,10 +62,10 @@ void launch_resize(const Resize& r, const Tensor& images, const std::optional<Te
   constexpr ScalarType wide = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
   const std::optional<Tensor> means = device_statistic(mean, wide);
   const std::optional<Tensor> stds = device_statistic(std, wide);
-  resize_kernel<Out, In, A><<<static_cast<unsigned>(blocks), kThreads, 0, current_stream(images)>>>(
-      images.const_data_ptr<In>(), r, means ? means->const_data_ptr<A>() : nullptr,
-      stds ? stds->const_data_ptr<A>() : nullptr, result.mutable_data_ptr<Out>());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch_kernel(resize_kernel<Out, In, A>, {static_cast<unsigned>(blocks), kThreads},
+                current_stream(images), images.const_data_ptr<In>(), r,
+                means ? means->const_data_ptr<A>() : nullptr,
+                stds ? stds->const_data_ptr<A>() : nullptr, result.mutable_data_ptr<Out>());
 }
 
 Tensor resize_images(Tensor images, int64_t height, int64_t width, std::optional<Tensor> mean,
@@ -85,8 +85,6 @@ Tensor resize_images(Tensor images, int64_t height, int64_t width, std::optional
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(anchornet_ext, CUDA, m) {
-  m.impl("resize_images", TORCH_BOX(&resize_images));
-}
+ANCHORNET_CUDA_KERNELS(m) { m.impl("resize_images", TORCH_BOX(&resize_images)); }
 
 }  // namespace anchornet::resize

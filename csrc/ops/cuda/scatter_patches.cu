@@ -83,11 +83,9 @@ struct BinTable {
     STD_TORCH_CHECK(s.bounds.num_images <= std::numeric_limits<int32_t>::max(),
                     "scatter_patches: ", s.bounds.num_images,
                     " images are more than one launch can take");
-    bin_kernel<<<static_cast<unsigned>(s.bounds.num_images), kThreads, 0,
-                 current_stream(top_left)>>>(place_table(image_index, top_left), s.bounds,
-                                             s.num_patches, data(),
-                                             first.mutable_data_ptr<int64_t>());
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch_kernel(bin_kernel, {static_cast<unsigned>(s.bounds.num_images), kThreads},
+                  current_stream(top_left), place_table(image_index, top_left), s.bounds,
+                  s.num_patches, data(), first.mutable_data_ptr<int64_t>());
   }
 
   Entry* data() const { return reinterpret_cast<Entry*>(entries.mutable_data_ptr<int64_t>()); }
@@ -149,9 +147,8 @@ unsigned blocks_for(int64_t total) {
 template <typename T>
 void launch_sum(const Scatter& s, const Bins& bins, const Tensor& patches, const Tensor& images) {
   const int64_t total = images.numel();
-  sum_kernel<T><<<blocks_for<T>(total), kThreads, 0, current_stream(patches)>>>(
-      s, bins, patches.const_data_ptr<T>(), total, images.mutable_data_ptr<T>());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch_kernel(sum_kernel<T>, {blocks_for<T>(total), kThreads}, current_stream(patches), s, bins,
+                patches.const_data_ptr<T>(), total, images.mutable_data_ptr<T>());
 }
 
 Tensor scatter_patches(Tensor patches, Tensor image_index, Tensor top_left, int64_t num_images,
@@ -173,11 +170,10 @@ void launch_onto(const Scatter& s, const Bins& bins, const Tensor& base, const T
                  const Tensor& images) {
   const int64_t total = images.numel();
   const Strides stride{{base.stride(0), base.stride(1), base.stride(2), base.stride(3)}};
-  onto_kernel<T><<<blocks_for<T>(total), kThreads, 0, current_stream(patches)>>>(
-      s, bins, static_cast<const T*>(patches.const_data_ptr()),
-      static_cast<const T*>(base.const_data_ptr()), stride, total,
-      static_cast<T*>(images.mutable_data_ptr()));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch_kernel(onto_kernel<T>, {blocks_for<T>(total), kThreads}, current_stream(patches), s, bins,
+                static_cast<const T*>(patches.const_data_ptr()),
+                static_cast<const T*>(base.const_data_ptr()), stride, total,
+                static_cast<T*>(images.mutable_data_ptr()));
 }
 
 Tensor scatter_patches_onto(Tensor base, Tensor patches, Tensor image_index, Tensor top_left) {
@@ -204,7 +200,7 @@ Tensor scatter_patches_onto(Tensor base, Tensor patches, Tensor image_index, Ten
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(anchornet_ext, CUDA, m) {
+ANCHORNET_CUDA_KERNELS(m) {
   m.impl("scatter_patches", TORCH_BOX(&scatter_patches));
   m.impl("scatter_patches_onto", TORCH_BOX(&scatter_patches_onto));
 }

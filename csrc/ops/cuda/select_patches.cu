@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   constexpr Level kTaken = std::numeric_limits<Level>::max();
   // Two buffers in turn: a warp that is a rank ahead does not overwrite what others still read.
   __shared__ Best warp_best[2][kMaxThreads / kWarp];
-  extern __shared__ int64_t shared[];
+  int64_t* shared = dynamic_shared_words();
 
   const int32_t width = a.grid.width, cells = a.grid.height * width;
   const int threads = blockDim.x, thread = threadIdx.x;
@@ -166,14 +166,13 @@ Tensor limits_on_device(const std::vector<int64_t>& limits, const Tensor& like,
     const int64_t part = std::min<int64_t>(kFewLimits, count - first);
     FewLimits few{};
     std::copy_n(limits.begin() + first, part, few.at);
-    write_limits<<<1, kFewLimits, 0, stream>>>(few, result.mutable_data_ptr<int64_t>() + first,
-                                               static_cast<int>(part));
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch_kernel(write_limits, {1, kFewLimits}, stream, few,
+                  result.mutable_data_ptr<int64_t>() + first, static_cast<int>(part));
   }
   return result;
 }
 
-int threads_for(int64_t cells) {
+unsigned threads_for(int64_t cells) {
   if (cells <= kWarp) return kWarp;
   if (cells <= 512) return 128;
   return cells <= 4096 ? 256 : kMaxThreads;
@@ -231,9 +230,9 @@ void launch(const Tensor& cam, int64_t num_patches, const Geometry& grid,
     a.levels = static_cast<Level*>(levels_buffer.mutable_data_ptr());
     a.keys = static_cast<Key*>(keys_buffer.mutable_data_ptr());
   }
-  select_kernel<T, Level>
-      <<<static_cast<unsigned>(blocks), threads_for(cells), shared_bytes, stream>>>(a);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  const LaunchShape shape{static_cast<unsigned>(blocks), threads_for(cells),
+                          static_cast<size_t>(shared_bytes)};
+  launch_kernel(select_kernel<T, Level>, shape, stream, a);
 }
 
 template <typename T>
@@ -267,6 +266,6 @@ std::tuple<Tensor, Tensor, Tensor> select_patches(const Tensor& cam, int64_t num
 }  // namespace
 }  // namespace anchornet::select
 
-STABLE_TORCH_LIBRARY_IMPL(anchornet_ext, CUDA, m) {
+ANCHORNET_CUDA_KERNELS(m) {
   m.impl("select_patches", TORCH_BOX(&anchornet::select::select_patches));
 }
