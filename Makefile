@@ -35,7 +35,9 @@ demo: setup
 	$(BIN)/anchornet predict examples/photos --overlay demo_output
 	@echo "Pictures of what the model looked at: demo_output/"
 
+# First the library in which the tests run the CUDA kernels on the CPU.
 test: setup
+	$(BIN)/python python_tests/cuda_on_host/library.py
 	$(BIN)/python -m pytest
 
 # The library built here, unrebuilt, under another torch.
@@ -51,12 +53,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+	find csrc python_tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+	find csrc python_tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
 bench: setup
 	$(BIN)/anchornet bench $(BENCH)

@@ -1,1 +1,18 @@
-# Its place makes pytest put this folder on the path, so that tests in all folders share devices.py.
+"""Its place makes pytest put this folder on the path: tests in all folders share its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from cuda_on_host import library
+
+
+@pytest.fixture(autouse=True)
+def cuda_kernels_on_host(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For tests marked so (see devices.py)."""
+    if request.node.get_closest_marker("cuda_on_host") is None:
+        yield
+        return
+    with library.in_place_of_cpu_kernels():
+        yield

@@ -1,11 +1,13 @@
-"""The devices a test runs on: the CPU, and CUDA, skipped with the reason where there is none."""
+"""The devices a test runs on: the CPU, and CUDA, skipped with the reason where there is none.
+
+A test of an operator runs a third time, on the CPU with the CUDA kernel in the place of the CPU's
+(cuda_on_host/), where everything that the kernel does wrong is an error.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
-
-AVAILABLE_DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def needs_cuda(test):
@@ -23,3 +25,5 @@ ON_CUDA = pytest.param(
 )
 on_devices = pytest.mark.parametrize("device", ["cpu", ON_CUDA])
 on_cuda = pytest.mark.parametrize("device", [ON_CUDA])
+CUDA_ON_HOST = pytest.param("cpu", id="cuda-on-host", marks=pytest.mark.cuda_on_host)
+on_kernels = pytest.mark.parametrize("device", ["cpu", CUDA_ON_HOST, ON_CUDA])

@@ -89,6 +89,7 @@ def main() -> int:
             return 1
         tests = [ROOT / "python_tests" / "ops", "--rootdir", ROOT, "-c", ROOT / "pyproject.toml"]
         command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+        command += ["-m", "not cuda_on_host"]  # other libraries, compiled for this torch
         # Not from the source folder: its package, not the copy, would be imported there.
         return subprocess.run([*command, *args.pytest_args], cwd=folder, env=environment).returncode
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from devices import AVAILABLE_DEVICES, needs_cuda, on_devices
+from devices import needs_cuda, on_devices, on_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -70,7 +70,7 @@ def check(features: Tensor, weight: Tensor, class_index: Tensor) -> Tensor:
 # ---- values
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_equals_reference(shape, dtype, layout, device):
     check(LAYOUTS[layout](features), weight, class_index)
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("weight_layout", WEIGHT_LAYOUTS)
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -101,14 +101,13 @@ def test_weights_of_any_dtype(dtype, weight_dtype, weight_layout, device):
 
 
 @st.composite
-def arguments(draw, max_pixels=9, min_size=0):
+def arguments(draw, max_pixels=9, min_size=0, device="cpu"):
     sizes = (
         draw(st.integers(min_size, 4)),
         draw(st.integers(min_size, 70)),
         draw(st.integers(1, max_pixels)),
         draw(st.integers(1, max_pixels)),
     )
-    device = draw(st.sampled_from(AVAILABLE_DEVICES))
     features, weight, class_index = make(
         sizes,
         draw(st.sampled_from(DTYPES)),
@@ -122,10 +121,11 @@ def arguments(draw, max_pixels=9, min_size=0):
     return features, weight, class_index
 
 
+@on_kernels
 @settings(max_examples=150, deadline=None)
-@given(arguments())
-def test_equals_reference_for_any_arguments(case):
-    check(*case)
+@given(data=st.data())
+def test_equals_reference_for_any_arguments(device, data):
+    check(*data.draw(arguments(device=device)))
 
 
 @settings(max_examples=8, deadline=None)
@@ -141,7 +141,7 @@ def test_opcheck_with_gradients():
     )
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_results_do_not_depend_on_the_batch_or_the_threads(dtype, layout, device):
@@ -162,7 +162,7 @@ def test_results_do_not_depend_on_the_batch_or_the_threads(dtype, layout, device
         torch.set_num_threads(threads)
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_accumulates_in_float32(dtype, layout, device):
@@ -174,7 +174,7 @@ def test_accumulates_in_float32(dtype, layout, device):
     assert (result == 5000).all()
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_special_values_stay_where_they_are(dtype, layout, device):
@@ -194,7 +194,7 @@ def test_special_values_stay_where_they_are(dtype, layout, device):
     torch.testing.assert_close(result[special].float(), expected[special], equal_nan=True)
 
 
-@on_devices
+@on_kernels
 def test_every_float16_number_is_read_exactly(device):
     values = torch.arange(1 << 16).to(torch.int32).to(torch.int16).view(torch.float16).to(device)
     weight = torch.ones(1, 1, device=device)
@@ -203,7 +203,7 @@ def test_every_float16_number_is_read_exactly(device):
     torch.testing.assert_close(result, values.float(), rtol=0, atol=0, equal_nan=True)
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0)])
 def test_empty(shape, device):
     features, weight, class_index = make(shape, device=device)
@@ -211,13 +211,13 @@ def test_empty(shape, device):
     assert result.shape == (shape[0], *shape[2:])
 
 
-@on_devices
+@on_kernels
 def test_no_images_and_no_classes(device):
     features, weight, class_index = make((0, 3, 4, 5), device=device)
     assert ops.class_activation_map(features, weight[:0], class_index).shape == (0, 4, 5)
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("expanded", [0, 1, 2, 3])
 def test_expanded_features(expanded, device):
     shape = [3, 20, 5, 6]
@@ -227,7 +227,7 @@ def test_expanded_features(expanded, device):
     check(features.expand(shape), weight, class_index)
 
 
-@on_devices
+@on_kernels
 def test_offsets_beyond_two_to_the_31_bytes(device):
     # Only the pages that are used become real memory on the CPU.
     step = 1 << 30
@@ -242,7 +242,7 @@ def test_offsets_beyond_two_to_the_31_bytes(device):
         )
 
 
-@on_devices
+@on_kernels
 def test_strided_class_index(device):
     features, weight, class_index = make((6, 3, 4, 5), device=device)
     spread = torch.full((6, 3), -1, dtype=torch.int64, device=device)

@@ -7,7 +7,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from devices import needs_cuda, on_devices
+from devices import needs_cuda, on_devices, on_kernels
 from hypothesis import given, settings
 from torch import Tensor
 
@@ -125,7 +125,7 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@on_devices
+@on_kernels
 @settings(max_examples=100, deadline=None)
 @given(problem=problems())
 def test_equals_the_reference(device: str, problem: dict[str, Any]) -> None:
@@ -227,7 +227,7 @@ def test_compiles_without_a_break(device: str, criterion: str) -> None:
         assert torch.equal(got, expected)
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_very_large_logits(device: str, dtype: torch.dtype, criterion: str) -> None:
@@ -241,7 +241,7 @@ def test_very_large_logits(device: str, dtype: torch.dtype, criterion: str) -> N
     assert got.active.tolist() == [1, -1]
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rows_that_are_not_finite(device: str, dtype: torch.dtype) -> None:
     """As torch.softmax and torch.argmax have it, wherever in the row the value stands."""
@@ -265,7 +265,7 @@ def test_rows_that_are_not_finite(device: str, dtype: torch.dtype) -> None:
         assert got.active[: int(got.num_active)].tolist() == sorted(set(range(6)) - leavers)
 
 
-@on_devices
+@on_kernels
 def test_one_class_is_always_certain(device: str) -> None:
     running = torch.zeros(3, 1, device=device)
     logits = torch.tensor([[-5.0], [0.0], [7.0]], device=device)
@@ -276,7 +276,7 @@ def test_one_class_is_always_certain(device: str) -> None:
     assert running.flatten().tolist() == [0.0, 7.0, -5.0]
 
 
-@on_devices
+@on_kernels
 def test_the_threshold_itself_stays(device: str) -> None:
     """Leaving takes confidence > threshold: with two equal classes confidence is exactly 1/2."""
     running = torch.zeros(2, 2, device=device)
@@ -289,7 +289,7 @@ def test_the_threshold_itself_stays(device: str) -> None:
     assert got.active.tolist() == [0, 1]
 
 
-@on_devices
+@on_kernels
 def test_half_precision_is_added_in_float32_and_judged_as_stored(device: str) -> None:
     """2048 + 1 is no float16: the stored sum ties with its neighbour and the first class wins."""
     running = torch.tensor([[2048.0, 2048.0]], dtype=torch.float16, device=device)
@@ -302,7 +302,7 @@ def test_half_precision_is_added_in_float32_and_judged_as_stored(device: str) ->
     assert got.prediction.tolist() == [0]
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("num_active", [1023, 1024, 1025, 8192, 8193, 20000])
 def test_order_is_kept_in_large_batches(device: str, num_active: int) -> None:
     """The compaction on both sides of its tile, against a plain boolean selection."""
@@ -335,7 +335,7 @@ def test_threads_do_not_change_the_result(device: str) -> None:
         assert torch.equal(one, two)
 
 
-@on_devices
+@on_kernels
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 999), criterion=st.sampled_from(CRITERIA), data=st.data())
 def test_a_temperature_of_one_changes_no_bit(
@@ -364,7 +364,7 @@ def test_a_temperature_of_one_changes_no_bit(
             assert torch.equal(got, expected)
 
 
-@on_devices
+@on_kernels
 def test_temperature_changes_how_sure_and_not_of_what(device: str) -> None:
     logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]], device=device)
     running = torch.zeros(3, 2, device=device)
@@ -379,7 +379,7 @@ def test_temperature_changes_how_sure_and_not_of_what(device: str) -> None:
     assert torch.equal(running, logits)  # the sum is not divided
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_extreme_temperatures(device: str, dtype: torch.dtype, criterion: str) -> None:
@@ -456,7 +456,7 @@ def test_wrapper_names_what_is_wrong(
         ops.exit_step(**{**GOOD, **change})
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize(
     ("active", "step", "message"),
     [
@@ -537,7 +537,7 @@ def test_cpu_checks_temperatures_before_it_writes(value: float, dtype: torch.dty
     assert not running.any()
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize(
     ("position", "value", "message"),
     [

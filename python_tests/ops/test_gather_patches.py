@@ -7,7 +7,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from devices import on_cuda, on_devices
+from devices import on_cuda, on_devices, on_kernels
 from hypothesis import given, settings
 from patch_cases import (
     FLOATS,
@@ -61,7 +61,7 @@ def check(
     assert torch.equal(patches.cpu(), expected)
 
 
-@on_devices
+@on_kernels
 @settings(deadline=None, max_examples=150)
 @given(data=st.data())
 def test_equals_the_reference(device: str, data: st.DataObject) -> None:
@@ -85,7 +85,7 @@ def test_equals_the_reference(device: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("memory_format", FORMATS)
-@on_devices
+@on_kernels
 def test_long_rows_of_many_patches(
     layout: str, memory_format: torch.memory_format, device: str
 ) -> None:
@@ -100,7 +100,7 @@ def test_long_rows_of_many_patches(
             check(images, image_index, top_left, (37, 601), normalise, None, memory_format, device)
 
 
-@on_devices
+@on_kernels
 def test_every_byte_is_normalised_like_the_reference(device: str) -> None:
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
     zero = torch.zeros(1, 2, dtype=torch.int64)
@@ -113,7 +113,7 @@ def test_every_byte_is_normalised_like_the_reference(device: str) -> None:
         assert torch.equal(patches.cpu(), expected)
 
 
-@on_devices
+@on_kernels
 @settings(deadline=None, max_examples=40)
 @given(
     mean=st.floats(-2, 2, width=32),
@@ -136,7 +136,7 @@ def test_any_statistics_give_the_reference(
     assert torch.equal(patches.cpu(), expected)
 
 
-@on_devices
+@on_kernels
 def test_one_patch_by_hand(device: str) -> None:
     images = torch.arange(24, dtype=torch.float32, device=device).reshape(1, 1, 4, 6)
     patches = ops.gather_patches(images, torch.tensor([[1, 2]], device=device), (2, 3))
@@ -179,7 +179,7 @@ def test_without_image_index_the_images_come_in_turn() -> None:
     assert none.shape == (0, 2, 5, 4)
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_nothing_to_gather(device: str, memory_format: torch.memory_format) -> None:
     corners = torch.zeros(0, 2, dtype=torch.int64, device=device)
@@ -192,7 +192,7 @@ def test_nothing_to_gather(device: str, memory_format: torch.memory_format) -> N
         assert is_in_format(patches, memory_format)
 
 
-@on_devices
+@on_kernels
 def test_offsets_beyond_32_bits(device: str) -> None:
     """The images take 4 GiB of addresses; on the CPU only the few pages that are written exist."""
     images = torch.empty(2, 1, 1 << 15, 1 << 16, dtype=torch.uint8, device=device)

@@ -7,7 +7,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from devices import on_devices
+from devices import on_devices, on_kernels
 from hypothesis import given, settings
 from patch_cases import FLOATS, FORMATS, LAYOUTS, is_in_format, lay_out, random_images
 from torch import Tensor
@@ -42,7 +42,7 @@ def assert_near(result: Tensor, expected: Tensor) -> None:
     )
 
 
-@on_devices
+@on_kernels
 @settings(deadline=None, max_examples=120)
 @given(data=st.data())
 def test_equals_the_reference(device: str, data: st.DataObject) -> None:
@@ -64,7 +64,7 @@ def test_equals_the_reference(device: str, data: st.DataObject) -> None:
     assert_near(result, expected)
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("size", [(95, 95), (61, 130), (1, 1), (224, 224)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "window"])
 def test_equals_torch(device: str, layout: str, size: tuple[int, int]) -> None:
@@ -74,13 +74,13 @@ def test_equals_torch(device: str, layout: str, size: tuple[int, int]) -> None:
     torch.testing.assert_close(result, expected, rtol=0, atol=2e-6)
 
 
-@on_devices
+@on_kernels
 def test_the_same_size_copies(device: str) -> None:
     images = torch.randint(0, 256, (2, 3, 9, 8), dtype=torch.uint8, device=device)
     assert torch.equal(ops.resize_images(images, (9, 8)), images.float())
 
 
-@on_devices
+@on_kernels
 def test_bytes_are_normalised_as_if_before(device: str) -> None:
     images = torch.randint(0, 256, (2, 3, 50, 41), dtype=torch.uint8, device=device)
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -100,7 +100,7 @@ def test_a_pixel_by_hand() -> None:
     torch.testing.assert_close(result.flatten(), torch.tensor([1.0, middle, 7.0]))
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_nothing_to_resize(device: str, memory_format: torch.memory_format) -> None:
     for n, c in ((0, 3), (2, 0)):

@@ -8,7 +8,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from devices import on_cuda, on_devices
+from devices import on_cuda, on_devices, on_kernels
 from hypothesis import given, settings
 from patch_cases import (
     FLOATS,
@@ -34,7 +34,7 @@ def follows_the_format_of(result: Tensor, source: Tensor) -> bool:
     return is_in_format(result, last if channels_last else torch.contiguous_format)
 
 
-@on_devices
+@on_kernels
 @settings(deadline=None, max_examples=100)
 @given(data=st.data())
 def test_sum_equals_the_reference(device: str, data: st.DataObject) -> None:
@@ -51,7 +51,7 @@ def test_sum_equals_the_reference(device: str, data: st.DataObject) -> None:
     assert torch.equal(summed.cpu(), expected)
 
 
-@on_devices
+@on_kernels
 @settings(deadline=None, max_examples=100)
 @given(data=st.data())
 def test_onto_equals_the_reference(device: str, data: st.DataObject) -> None:
@@ -72,7 +72,7 @@ def test_onto_equals_the_reference(device: str, data: st.DataObject) -> None:
     assert torch.equal(base, before)
 
 
-@on_devices
+@on_kernels
 def test_overlap_by_hand(device: str) -> None:
     patches = torch.tensor([[[[1.0, 2]]], [[[10.0, 20]]]], device=device)
     corners = torch.tensor([[0, 0], [0, 1]], device=device)
@@ -84,7 +84,7 @@ def test_overlap_by_hand(device: str) -> None:
     assert written.tolist() == [[[[1, 10, 20, 7]]]]
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_cutting_into_tiles_and_putting_back_is_the_identity(
     device: str, memory_format: torch.memory_format
@@ -98,7 +98,7 @@ def test_cutting_into_tiles_and_putting_back_is_the_identity(
     assert torch.equal(ops.scatter_patches_onto(empty, tiles, corners), images)
 
 
-@on_devices
+@on_kernels
 def test_what_was_gathered_lies_where_it_was(device: str) -> None:
     """Overlaps or not: writing patches back over their own image changes nothing."""
     images = torch.randn(4, 3, 30, 41, device=device)
@@ -107,7 +107,7 @@ def test_what_was_gathered_lies_where_it_was(device: str) -> None:
     assert torch.equal(ops.scatter_patches_onto(images, patches, corners), images)
 
 
-@on_devices
+@on_kernels
 def test_sum_is_the_adjoint_of_gather(device: str) -> None:
     images = torch.randn(3, 2, 17, 15, dtype=torch.float64, device=device)
     corners = torch.randint(0, 9, (3, 5, 2), device=device)
@@ -117,7 +117,7 @@ def test_sum_is_the_adjoint_of_gather(device: str) -> None:
     torch.testing.assert_close(left, right)
 
 
-@on_devices
+@on_kernels
 def test_thousands_of_patches_in_shuffled_order(device: str) -> None:
     """The order of the patches is kept within each image, however they are mixed."""
     generator = torch.Generator().manual_seed(0)
@@ -159,7 +159,7 @@ def test_halves_are_summed_in_float32(dtype: torch.dtype) -> None:
     assert summed.item() == torch.tensor(2304.0).to(dtype).item()
 
 
-@on_devices
+@on_kernels
 def test_nothing_to_scatter(device: str) -> None:
     corners = torch.zeros(0, 2, dtype=torch.int64, device=device)
     for n, c in ((2, 3), (0, 3), (2, 0)):
@@ -172,7 +172,7 @@ def test_nothing_to_scatter(device: str) -> None:
         assert written is not base
 
 
-@on_devices
+@on_kernels
 def test_offsets_beyond_32_bits(device: str) -> None:
     """The patches take 4 GiB of addresses; on the CPU only the pages that are read exist."""
     large = torch.empty(1 << 32, dtype=torch.uint8, device=device)

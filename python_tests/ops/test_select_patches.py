@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from devices import AVAILABLE_DEVICES, needs_cuda, on_devices
+from devices import needs_cuda, on_devices, on_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -39,7 +39,7 @@ def cam_of(rows, device="cpu", dtype=torch.float32) -> Tensor:
 
 
 @st.composite
-def cams(draw, min_batch=0):
+def cams(draw, min_batch=0, device="cpu"):
     shape = (draw(st.integers(min_batch, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 9)))
     dtype = draw(st.sampled_from(DTYPES))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
@@ -48,7 +48,7 @@ def cams(draw, min_batch=0):
         cam = values[torch.randint(len(values), shape, generator=generator)]
     else:
         cam = torch.randn(shape, generator=generator)
-    cam = cam.to(dtype).to(draw(st.sampled_from(AVAILABLE_DEVICES)))
+    cam = cam.to(dtype).to(device)
     # Strides from slices of a larger tensor and from permuted dimensions.
     order = draw(st.permutations(range(3)))
     margin = [draw(st.integers(0, 2)) for _ in range(3)]
@@ -62,8 +62,8 @@ def cams(draw, min_batch=0):
 
 
 @st.composite
-def arguments(draw, min_batch=0, per_rank=True):
-    cam = draw(cams(min_batch))
+def arguments(draw, min_batch=0, per_rank=True, device="cpu"):
+    cam = draw(cams(min_batch, device))
     num_patches = draw(st.integers(1, min(cam.shape[1] * cam.shape[2], 12)))
     patch_size, stride = draw(st.integers(1, 12)), draw(st.integers(1, 6))
     threshold = st.one_of(
@@ -90,10 +90,11 @@ def _iou(cell, patch_size, stride):
     return iou((0, 0), cell, patch_size, stride)
 
 
+@on_kernels
 @settings(max_examples=300, deadline=None)
-@given(arguments())
-def test_equals_reference_for_any_arguments(case):
-    check(*case)
+@given(data=st.data())
+def test_equals_reference_for_any_arguments(device, data):
+    check(*data.draw(arguments(device=device)))
 
 
 @settings(max_examples=6, deadline=None)
@@ -144,7 +145,7 @@ def test_images_do_not_depend_on_each_other(case, random):
 # ---- cases
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.3, 1.0, [0.3, 0.3, 0.1, 0.5]])
 def test_the_papers_grid(dtype, threshold, device):
@@ -153,7 +154,7 @@ def test_the_papers_grid(dtype, threshold, device):
     check(cam, 4, 95, 8, threshold)
 
 
-@on_devices
+@on_kernels
 def test_a_worked_example(device):
     # 2 x 2 patches, one pixel apart: neighbours share 2 of 6 pixels, diagonal ones 1 of 7.
     cam = cam_of([[9.0, 8.0, 1.0], [7.0, 6.0, 2.0], [3.0, 4.0, 5.0]], device)
@@ -171,7 +172,7 @@ def test_a_worked_example(device):
     assert result.num_qualified.tolist() == [4]
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize(("rows", "columns"), [(0, 1), (1, 0), (1, 1), (2, 1), (3, 3)])
 @pytest.mark.parametrize("patch_size", [7, 95, 46340, 46341, (1 << 26) - 1, 1 << 26])
 def test_thresholds_at_the_iou_of_two_patches(patch_size, rows, columns, device):
@@ -197,7 +198,7 @@ def test_reference_iou_is_the_rounded_fraction():
         assert iou((0, 0), (rows, columns), patch_size, 1) == float(exact)
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_order_of_special_values(dtype, device):
     row = [math.nan, -math.inf, -0.0, 0.0, math.inf, math.nan, 3.0, math.inf, -1.0]
@@ -215,7 +216,7 @@ def test_negative_nan_is_last_as_well():
     assert ops.select_patches(cam, 4, 1, 1, 0.5).index.tolist() == [[2, 3, 0, 1]]
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("value", [0.0, math.nan, -math.inf, math.inf])
 def test_equal_activations_go_by_index(value, device):
     cam = torch.full((2, 5, 6), value, device=device)
@@ -224,7 +225,7 @@ def test_equal_activations_go_by_index(value, device):
     check(cam, 7, 4, 1, 0.2)
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("shape", [(0, 5, 5), (4, 1, 1), (2, 1, 9), (2, 9, 1), (3, 2, 13)])
 @pytest.mark.parametrize("threshold", [0, 0.25, 1])
 def test_shapes(shape, threshold, device):
@@ -235,7 +236,7 @@ def test_shapes(shape, threshold, device):
             check(cam, num_patches, patch_size, stride, threshold)
 
 
-@on_devices
+@on_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("threshold", [0.3, 0.0, [0.4, 0.1, 0.3]])
 @pytest.mark.parametrize("patch_size", [95, 50000])  # intersections of 32 and of 64 bits
@@ -255,7 +256,7 @@ def test_more_images_than_blocks_with_global_state(device):
         assert torch.equal(got, want.repeat(400, *[1] * (want.ndim - 1)))
 
 
-@on_devices
+@on_kernels
 def test_more_thresholds_than_kernel_arguments(device):
     generator = torch.Generator().manual_seed(0)
     cam = torch.randn(2, 9, 9, generator=generator).to(device)
@@ -263,7 +264,7 @@ def test_more_thresholds_than_kernel_arguments(device):
     check(cam, 81, 20, 8, thresholds)
 
 
-@on_devices
+@on_kernels
 def test_thresholds_that_rise_and_fall(device):
     generator = torch.Generator().manual_seed(1)
     cam = torch.randn(8, 7, 7, generator=generator).to(device)
@@ -276,7 +277,7 @@ def test_thresholds_that_rise_and_fall(device):
             assert torch.equal(got, want)
 
 
-@on_devices
+@on_kernels
 def test_extreme_sizes(device):
     cam = torch.arange(12.0, device=device).view(1, 3, 4)
     check(cam, 12, 1 << 26, 1 << 31, 0.5)

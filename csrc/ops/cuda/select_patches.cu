@@ -153,7 +153,7 @@ struct FewLimits {
   int64_t at[kFewLimits];
 };
 
-__global__ void write_limits(const FewLimits from, int64_t* to, int count) {
+__global__ void write_limits(const FewLimits from, int64_t* to, unsigned count) {
   if (threadIdx.x < count) to[threadIdx.x] = from.at[threadIdx.x];
 }
 
@@ -167,7 +167,7 @@ Tensor limits_on_device(const std::vector<int64_t>& limits, const Tensor& like,
     FewLimits few{};
     std::copy_n(limits.begin() + first, part, few.at);
     launch_kernel(write_limits, {1, kFewLimits}, stream, few,
-                  result.mutable_data_ptr<int64_t>() + first, static_cast<int>(part));
+                  result.mutable_data_ptr<int64_t>() + first, static_cast<unsigned>(part));
   }
   return result;
 }
