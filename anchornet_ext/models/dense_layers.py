@@ -3,51 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class ConvNormReLU(nn.Sequential):
+class ConvNormReLU(nn.Module):
     """Convolution, batch norm, ReLU; padded so that stride 1 keeps the size."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = False
     ) -> None:
-        super().__init__(
-            OrderedDict(
-                conv=nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias),
-                norm=nn.BatchNorm2d(outputs),
-                activation=nn.ReLU(inplace=True),
-            )
-        )
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias)
+        self.norm: nn.Module = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        # Hundreds of them run one after the other: calling what a folded norm leaves takes time.
+        if not isinstance(self.norm, nn.Identity):
+            x = self.norm(x)
+        return F.relu(x, inplace=True)
 
 
-class Bottleneck(nn.Sequential):
+class Bottleneck(nn.Module):
     """1x1 to at most `width` times the outputs, then 3x3 ("Regular-Conv", "Strided-Conv")."""
 
     def __init__(self, inputs: int, outputs: int, width: int, stride: int = 1) -> None:
+        super().__init__()
         inner = min(inputs, width * outputs)
-        super().__init__(
-            OrderedDict(
-                reduce=ConvNormReLU(inputs, inner, kernel=1),
-                spread=ConvNormReLU(inner, outputs, stride=stride),
-            )
-        )
+        self.reduce = ConvNormReLU(inputs, inner, kernel=1)
+        self.spread = ConvNormReLU(inner, outputs, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.spread(self.reduce(x))
+        return out
 
 
-class LargeStem(nn.Sequential):
+class LargeStem(nn.Module):
     """7x7 with stride 2 and max pooling: for ImageNet's images."""
 
     def __init__(self, outputs: int) -> None:
-        super().__init__(
-            OrderedDict(
-                conv=ConvNormReLU(3, outputs, kernel=7, stride=2, bias=True),
-                pool=nn.MaxPool2d(3, 2, 1),
-            )
-        )
+        super().__init__()
+        self.conv = ConvNormReLU(3, outputs, kernel=7, stride=2, bias=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.max_pool2d(self.conv(images), 3, 2, 1)
 
 
 class ExitClassifier(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from anchornet_ext._meta import meta_images, meta_twin
 
 from .elementwise_counter import ElementwiseCounter
+from .tuning import tune
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: What is run before an exit's classifier; see `ExitNetwork.schedule`.
 SCHEDULES = ("blocks", "needed")
@@ -160,6 +164,15 @@ class ExitNetwork(nn.Module):
         if not images.is_floating_point():
             raise TypeError(f"images must be floating point and normalised, got {images.dtype}")
         return _Run(self, images)
+
+    def tuned(self) -> Self:
+        """A copy for inference alone, with the same logits up to rounding (see `tuning.tune`).
+
+        In eval mode, without gradients, batch norms folded, weights in channels_last.
+        """
+        network = tune(self).network
+        assert isinstance(network, type(self))
+        return network
 
     def macs_per_exit(
         self, image_size: tuple[int, int], *, elementwise: bool = False

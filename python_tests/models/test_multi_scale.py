@@ -126,6 +126,22 @@ def test_takes_other_sizes(network: ExitNetwork, size: tuple[int, int]) -> None:
     assert logits.isfinite().all()
 
 
+@pytest.mark.parametrize("network", SMALL, ids=["msdnet", "msdnet-large", "ranet", "ranet-large"])
+def test_tuned(network: ExitNetwork) -> None:
+    torch.manual_seed(1)
+    images = torch.randn(8, 3, 64, 64)
+    network.train()(images)  # statistics that folding has to get right
+    tuned = network.eval().tuned()
+    assert type(tuned) is type(network)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in tuned.modules())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    assert tuned.macs_per_exit((64, 64)) == network.macs_per_exit((64, 64))
+    with torch.no_grad():
+        expected, progress = network(images), tuned.begin(images)
+    for logits in expected:
+        torch.testing.assert_close(progress.next_logits(), logits, rtol=1e-4, atol=1e-4)
+
+
 def test_initialisation() -> None:
     # N(0, 2 / (9 * outputs)), as the authors' code; 200,000 weights tell it from torch's own.
     torch.manual_seed(0)
