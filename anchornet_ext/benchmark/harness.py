@@ -14,7 +14,7 @@ import torch
 from anchornet_ext.evaluation.timing import Timing, interleaved_median
 
 from .environment import Environment
-from .floors import ARITHMETIC, MOVING, Work, flush_caches, keep_freed_memory
+from .floors import MOVING, PRODUCT, Work, flush_caches, keep_freed_memory
 from .rows import Results, Row, Setting
 
 __all__ = [
@@ -148,7 +148,7 @@ def measure_case(case: Case, options: Options) -> list[Row]:
             times[FLOOR] = floor
         else:
             failed[FLOOR] = next(
-                (failed[part] for part in (MOVING, ARITHMETIC) if part in failed), _ALONE
+                (failed[part] for part in (MOVING, PRODUCT) if part in failed), _ALONE
             )
     return [_row(case, name, times, failed.get(name)) for name in names]
 

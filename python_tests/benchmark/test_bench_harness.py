@@ -8,9 +8,19 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from devices import on_devices
+from torch.utils.flop_counter import FlopCounterMode
 
 from anchornet_ext.benchmark import floors, harness
-from anchornet_ext.benchmark.floors import ARITHMETIC, MOVING, RATE_SIDE, Work, mover, reader
+from anchornet_ext.benchmark.floors import (
+    CONVOLUTION,
+    MOVING,
+    PRODUCT,
+    PRODUCT_MACS,
+    Work,
+    mover,
+    reader,
+)
 from anchornet_ext.benchmark.harness import Case, Options, Row, measure_case
 from anchornet_ext.evaluation.timing import Timing
 
@@ -195,16 +205,33 @@ def test_the_floor_takes_turns_and_has_a_row() -> None:
 
 
 def test_the_floor_is_the_longer_of_moving_and_arithmetic() -> None:
-    work = Work(read=10, written=10, macs=3 * RATE_SIDE**3)
+    work = Work(read=10, written=10, macs=3 * PRODUCT_MACS[PRODUCT])
     moving, product = Timing(2.0, 1.0, 3.0), Timing(0.5, 0.4, 0.6)
-    assert work.floor({MOVING: moving, ARITHMETIC: product}) == moving
+    assert work.floor({MOVING: moving, PRODUCT: product}) == moving
     slower = Timing(1.0, 0.9, 1.1)
-    assert work.floor({MOVING: moving, ARITHMETIC: slower}) == pytest.approx((3.0, 2.7, 3.3))
+    assert work.floor({MOVING: moving, PRODUCT: slower}) == pytest.approx((3.0, 2.7, 3.3))
     # Half a floor would flatter.
-    assert work.floor({ARITHMETIC: product}) is None
+    assert work.floor({PRODUCT: product}) is None
     assert work.floor({MOVING: moving}) is None
     assert Work(read=10).floor({MOVING: moving}) == moving
     assert Work().floor({}) is None
+
+
+def test_arithmetic_is_taken_at_the_faster_rate() -> None:
+    work = Work(macs=PRODUCT_MACS[CONVOLUTION])
+    slow, fast = Timing(9.0, 8.0, 10.0), Timing(2.0, 1.0, 3.0)
+    assert work.floor({PRODUCT: slow, CONVOLUTION: fast}) == fast
+    ratio = PRODUCT_MACS[CONVOLUTION] / PRODUCT_MACS[PRODUCT]
+    expected = tuple(ratio * seconds for seconds in fast)
+    assert work.floor({PRODUCT: fast, CONVOLUTION: slow}) == pytest.approx(expected)
+
+
+@on_devices
+def test_products_do_as_many_multiply_adds_as_they_say(device: str) -> None:
+    for name, call in floors.products(device=device).items():
+        with FlopCounterMode(display=False) as counter:
+            call()
+        assert counter.get_total_flops() == 2 * PRODUCT_MACS[name]
 
 
 def test_without_its_floor_a_case_is_measured_all_the_same(
