@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 #include <vector>
 
 #include "common/stable.h"
@@ -44,18 +45,16 @@ inline const char* parameter_name(int64_t p) {
 }
 
 inline void check_parameter(const Tensor& images, const Tensor& parameter, int64_t block, int64_t p,
-                            const std::vector<int64_t>& expected) {
+                            std::initializer_list<int64_t> expected) {
   using torch::headeronly::toString;
   STD_TORCH_CHECK(parameter.scalar_type() == ScalarType::Float, "mbconv_chain: ", parameter_name(p),
                   " of block ", block, " must be float32, got ", toString(parameter.scalar_type()));
   check_same_device("mbconv_chain", parameter_name(p), parameter, "images", images);
-  bool equal = parameter.dim() == static_cast<int64_t>(expected.size());
+  const auto sizes = parameter.sizes();
+  if (std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end())) return;
   std::string text;
-  for (size_t d = 0; d < expected.size(); ++d) {
-    equal = equal && parameter.size(static_cast<int64_t>(d)) == expected[d];
-    text += (d ? ", " : "(") + std::to_string(expected[d]);
-  }
-  STD_TORCH_CHECK(equal, "mbconv_chain: ", parameter_name(p), " of block ", block, " must be ",
+  for (const int64_t size : expected) text += (text.empty() ? "(" : ", ") + std::to_string(size);
+  STD_TORCH_CHECK(false, "mbconv_chain: ", parameter_name(p), " of block ", block, " must be ",
                   text, "), got shape ", shape_of(parameter));
 }
 

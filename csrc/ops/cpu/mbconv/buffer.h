@@ -27,6 +27,9 @@ class Buffer {
     return part;
   }
 
+  // Hands out the same memory again.
+  void restart() { used_ = 0; }
+
  private:
   struct Free {
     void operator()(float* data) const { ::operator delete(data, std::align_val_t{64}); }

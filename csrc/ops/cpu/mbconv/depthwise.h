@@ -65,7 +65,7 @@ ANCHORNET_INLINE void depthwise_row(const DepthwiseRow& job) {
 #pragma GCC unroll 16
     for (int i = 0; i < 9; ++i) weight[i] = load<W>(job.weight + i * job.channels + channel);
     const Vector<W> bias = load<W>(job.bias + channel);
-    Vector<W> total = load<W>(job.sum + channel);
+    Vector<W> total{};
     int64_t first = 0;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t pixels = size + (t < larger);

@@ -29,7 +29,7 @@ struct Product {
   int64_t add_row, add_pixel;
 };
 
-// y = silu(depthwise 3x3 of three rows + bias), one row of `pixels`; y is added to `sum`.
+// y = silu(depthwise 3x3 of three rows + bias), one row of `pixels`; `sum` is that of y.
 struct DepthwiseRow {
   const float* row[3];
   const float* weight;  // (9, channels)

@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "common/shuffle.h"
 #include "common/stable.h"
 #include "ops/cpu/mbconv/buffer.h"
 #include "ops/cpu/mbconv/kernels.h"
+#include "ops/cpu/mbconv/vectors.h"
 #include "ops/mbconv_chain.h"
 
 namespace anchornet::mbconv {
@@ -48,9 +50,43 @@ inline Runs runs_of(const BlockShape& s, int64_t channel, int64_t row, int64_t p
   return runs;
 }
 
+// columns[k * wide + n] = rows[n * inputs + k] for n < outputs, k < inputs, by squares of 4 x 4:
+// weights are packed anew for every call, which takes a tenth of a small image's time one by one.
+inline void transpose(const float* rows, int64_t outputs, int64_t inputs, float* columns,
+                      int64_t wide) {
+  const int64_t whole_outputs = outputs - outputs % 4, whole_inputs = inputs - inputs % 4;
+  for (int64_t n = 0; n < whole_outputs; n += 4) {
+    const float* const row = rows + n * inputs;
+    for (int64_t k = 0; k < whole_inputs; k += 4) {
+      const auto a = load<4>(row + k), b = load<4>(row + inputs + k),
+                 c = load<4>(row + 2 * inputs + k), d = load<4>(row + 3 * inputs + k);
+      const auto low_ac = ANCHORNET_SHUFFLE4(a, c, 0, 4, 1, 5);   // a0 c0 a1 c1
+      const auto high_ac = ANCHORNET_SHUFFLE4(a, c, 2, 6, 3, 7);  // a2 c2 a3 c3
+      const auto low_bd = ANCHORNET_SHUFFLE4(b, d, 0, 4, 1, 5);
+      const auto high_bd = ANCHORNET_SHUFFLE4(b, d, 2, 6, 3, 7);
+      float* const to = columns + k * wide + n;
+      store<4>(to, ANCHORNET_SHUFFLE4(low_ac, low_bd, 0, 4, 1, 5));
+      store<4>(to + wide, ANCHORNET_SHUFFLE4(low_ac, low_bd, 2, 6, 3, 7));
+      store<4>(to + 2 * wide, ANCHORNET_SHUFFLE4(high_ac, high_bd, 0, 4, 1, 5));
+      store<4>(to + 3 * wide, ANCHORNET_SHUFFLE4(high_ac, high_bd, 2, 6, 3, 7));
+    }
+  }
+  for (int64_t n = 0; n < outputs; ++n) {
+    for (int64_t k = n < whole_outputs ? whole_inputs : 0; k < inputs; ++k) {
+      columns[k * wide + n] = rows[n * inputs + k];
+    }
+  }
+}
+
 struct PackedBlock {
   int64_t channels, squeezed, out_channels;  // as in the shape, filled up to whole vectors
-  const float* part[kParameters];
+  const float* part[kParameters];            // null until `pack`
+
+  PackedBlock(const BlockShape& s, int64_t width)
+      : channels(round_up(s.channels, width)),
+        squeezed(round_up(s.squeezed, width)),
+        out_channels(round_up(s.out_channels, width)),
+        part{} {}
 };
 
 inline Tensor in_one_piece(const Tensor& t) {
@@ -61,24 +97,25 @@ class Packer {
  public:
   Packer(int64_t width, int64_t size) : width_(width), buffer_(size) {}
 
-  // In panels, weights (outputs, inputs); input k of the product is input at(k) of the tensor.
+  // What was packed before is no longer needed.
+  void restart() { buffer_.restart(); }
+
+  // In panels, weights (outputs, inputs).
+  const float* panels(const Tensor& tensor, int64_t outputs, int64_t inputs) {
+    const Tensor whole = in_one_piece(tensor);
+    return panels(whole.const_data_ptr<float>(), outputs, inputs);
+  }
+
+  // The same where input k of the product is input at(k) of the tensor.
   template <typename At>
   const float* panels(const Tensor& tensor, int64_t outputs, int64_t inputs, const At& at) {
     const Tensor whole = in_one_piece(tensor);
-    const float* from = whole.const_data_ptr<float>();
-    const int64_t padded = round_up(outputs, width_);
-    float* to = buffer_.take(inputs * padded);
-    const float* const packed = to;
-    for_each_panel(padded, width_, [&](int64_t first, int64_t wide) {
-      const int64_t count = std::min(wide, outputs - first);
-      const float* rows = from + first * inputs;
-      for (int64_t k = 0; k < inputs; ++k, to += wide) {
-        const float* column = rows + at(k);
-        for (int64_t n = 0; n < count; ++n) to[n] = column[n * inputs];
-        std::fill(to + count, to + wide, 0.f);
-      }
-    });
-    return packed;
+    const float* const from = whole.const_data_ptr<float>();
+    std::vector<float> ordered(outputs * inputs);
+    for (int64_t n = 0; n < outputs; ++n) {
+      for (int64_t k = 0; k < inputs; ++k) ordered[n * inputs + k] = from[n * inputs + at(k)];
+    }
+    return panels(ordered.data(), outputs, inputs);
   }
 
   // (rows, channels) with the channels filled up, from (channels, rows).
@@ -96,6 +133,19 @@ class Packer {
   }
 
  private:
+  const float* panels(const float* from, int64_t outputs, int64_t inputs) {
+    const int64_t padded = round_up(outputs, width_);
+    float* const packed = buffer_.take(inputs * padded);
+    for_each_panel(padded, width_, [&](int64_t first, int64_t wide) {
+      float* const to = packed + first * inputs;
+      const int64_t count = std::min(wide, outputs - first);
+      transpose(from + first * inputs, count, inputs, to, wide);
+      for (int64_t k = 0; k < inputs; ++k)
+        std::fill(to + k * wide + count, to + (k + 1) * wide, 0.f);
+    });
+    return packed;
+  }
+
   int64_t width_;
   Buffer buffer_;
 };
@@ -112,17 +162,14 @@ inline int64_t packed_size(const BlockShape& s, int64_t width) {
   return size;
 }
 
-inline PackedBlock pack_block(const BlockShape& s, const Tensor* parameters, bool planes,
-                              int64_t width, Packer& packer) {
+inline void pack(const BlockShape& s, const Tensor* parameters, bool planes, Packer& packer,
+                 PackedBlock& packed) {
   const int64_t e = s.channels, taps = s.kernel * s.kernel;
-  const auto as_it_is = [](int64_t k) { return k; };
-  PackedBlock packed{
-      round_up(e, width), round_up(s.squeezed, width), round_up(s.out_channels, width), {}};
   const float** part = packed.part;
   // A convolution's weights are (output, channel, row, column); the runs of a channels-last input
   // hold (row, column, channel).
   if (planes || taps == 1) {
-    part[kConvWeight] = packer.panels(parameters[kConvWeight], e, s.in_channels * taps, as_it_is);
+    part[kConvWeight] = packer.panels(parameters[kConvWeight], e, s.in_channels * taps);
   } else {
     part[kConvWeight] =
         packer.panels(parameters[kConvWeight], e, s.in_channels * taps,
@@ -131,13 +178,12 @@ inline PackedBlock pack_block(const BlockShape& s, const Tensor* parameters, boo
   part[kConvBias] = packer.columns(parameters[kConvBias], e, 1);
   part[kDepthwiseWeight] = packer.columns(parameters[kDepthwiseWeight], e, 9);
   part[kDepthwiseBias] = packer.columns(parameters[kDepthwiseBias], e, 1);
-  part[kSqueezeWeight] = packer.panels(parameters[kSqueezeWeight], s.squeezed, e, as_it_is);
+  part[kSqueezeWeight] = packer.panels(parameters[kSqueezeWeight], s.squeezed, e);
   part[kSqueezeBias] = packer.columns(parameters[kSqueezeBias], s.squeezed, 1);
-  part[kExciteWeight] = packer.panels(parameters[kExciteWeight], e, s.squeezed, as_it_is);
+  part[kExciteWeight] = packer.panels(parameters[kExciteWeight], e, s.squeezed);
   part[kExciteBias] = packer.columns(parameters[kExciteBias], e, 1);
-  part[kProjectWeight] = packer.panels(parameters[kProjectWeight], s.out_channels, e, as_it_is);
+  part[kProjectWeight] = packer.panels(parameters[kProjectWeight], s.out_channels, e);
   part[kProjectBias] = packer.columns(parameters[kProjectBias], s.out_channels, 1);
-  return packed;
 }
 
 }  // namespace anchornet::mbconv
