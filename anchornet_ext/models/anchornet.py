@@ -10,6 +10,8 @@ from torch.autograd import forward_ad
 
 from anchornet_ext import _extension
 
+from ._structure import Structure, modules_of_types, parameters_of
+
 Skip = Literal["centre", "top_left"]
 
 
@@ -366,6 +368,7 @@ class FoldedAnchorNet(nn.Module):
         self.blocks = _build_blocks(skip, folded=True)
         self.classifier = nn.Linear(FEATURE_CHANNELS, num_classes)
         self.fused = True
+        self._structure: Structure | None = None
 
     def features(self, images: Tensor) -> Tensor:
         """X (B, 96, h, w) in channels_last; see `AnchorNet.features`."""
@@ -384,8 +387,7 @@ class FoldedAnchorNet(nn.Module):
     def _fused_parameters(self, images: Tensor) -> list[Tensor] | None:
         """What `ops.mbconv_chain` takes, or None where the submodules have to run.
 
-        Called for every batch, so that changed weights and modules count, and therefore in haste:
-        `nn.Module.modules` and `__getattr__` would take longer than a small image does.
+        Called for every batch, so that changed weights and modules count, and therefore in haste.
         """
         if not (
             self.fused
@@ -397,26 +399,30 @@ class FoldedAnchorNet(nn.Module):
             and forward_ad._current_level < 0  # a forward-mode gradient would be lost
         ):
             return None
-        # The modules were registered in the operator's order; the stem takes the place of the
-        # expansion that the first block has not.
-        parameters: list[Tensor] = []
-        waiting: list[nn.Module] = [self.blocks, self.stem]
-        while waiting:
-            module = waiting.pop()
-            # Something else may stand in a module's place, a quantised or parametrised one say.
-            if type(module) not in _FUSED_MODULES:
-                return None
-            if module._forward_hooks or module._forward_pre_hooks:
-                return None
-            parameters += [p for p in module._parameters.values() if p is not None]
-            waiting += [m for m in reversed(module._modules.values()) if m is not None]
-        if len(parameters) != _FUSED_PARAMETERS:  # modules were taken out or put in
-            return None
-        if not all(p.is_cpu and p.dtype == torch.float32 for p in parameters):
+        parameters = self._parameters_in_order()
+        # Modules may have been taken out or put in.
+        if parameters is None or len(parameters) != _FUSED_PARAMETERS:
             return None
         if torch.is_grad_enabled() and any(t.requires_grad for t in (images, *parameters)):
             return None
         return parameters
+
+    def _parameters_in_order(self) -> list[Tensor] | None:
+        """Those before the classifier; None unless they are float32 and the modules as expected."""
+        # The modules were registered in the operator's order; the stem takes the place of the
+        # expansion that the first block has not.
+        roots = self.stem, self.blocks
+        known = None if torch.compiler.is_compiling() else self._structure  # it cannot be traced
+        if known is not None and known.roots == roots and known.is_as_it_was():
+            return known.parameters if known.is_on_cpu(torch.float32) else None
+        modules = modules_of_types(roots, _FUSED_MODULES)
+        if modules is None:
+            return None
+        if not torch.compiler.is_compiling():
+            self._structure = Structure(roots, modules)
+        parameters = parameters_of(modules)
+        on_cpu = all(p.is_cpu and p.dtype == torch.float32 for p in parameters)
+        return parameters if on_cpu else None
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits (B, N) of features (B, 96, h, w)."""

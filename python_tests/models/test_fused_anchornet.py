@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from unittest import mock
 
@@ -100,6 +102,29 @@ def test_changed_weights_and_modules_count():
     fused = folded.features(images)
     folded.fused = False
     torch.testing.assert_close(fused, folded.features(images), rtol=3e-4, atol=1e-4)
+
+
+def test_the_first_modules_may_be_replaced_as_well():
+    folded = trained_looking(1).fold().requires_grad_(False)
+    other = trained_looking(2).fold().requires_grad_(False)
+    images = torch.randn(1, 3, 95, 95)
+    expected = other.features(images)
+    assert not torch.equal(folded.features(images), expected)
+    folded.stem = other.stem
+    folded.blocks = other.blocks
+    assert torch.equal(folded.features(images), expected)
+
+
+@torch.no_grad()
+def test_a_copy_has_its_own_weights():
+    folded = trained_looking(1).fold()
+    images = torch.randn(1, 3, 95, 95)
+    before = folded.features(images)
+    for copied in (copy.deepcopy(folded), pickle.loads(pickle.dumps(folded))):
+        assert torch.equal(copied.features(images), before)
+        copied.stem.conv.weight.mul_(2)
+        assert not torch.allclose(copied.features(images), before)
+        assert torch.equal(folded.features(images), before)
 
 
 @pytest.fixture

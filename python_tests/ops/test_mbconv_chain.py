@@ -166,17 +166,26 @@ def test_parameters_of_any_strides() -> None:
     assert torch.equal(ops.mbconv_chain(images, strided), ops.mbconv_chain(images, blocks))
 
 
-def test_an_image_does_not_depend_on_the_others_or_on_the_threads() -> None:
-    images, blocks = small_chain()
-    together = ops.mbconv_chain(images, blocks)
-    alone = torch.cat([ops.mbconv_chain(image[None], blocks) for image in images])
-    assert torch.equal(together, alone)
-    threads = torch.get_num_threads()
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_an_image_does_not_depend_on_the_others_or_on_the_threads(threads: int) -> None:
+    """Whole images for each thread, images whose rows are shared, and both in one call."""
+    generator = torch.Generator().manual_seed(3)
+    blocks = [
+        make_block(generator, 3, 40, kernel=3, stride=2, depthwise_stride=2),
+        make_block(generator, 24, expanded=70),
+        make_block(generator, 24, expanded=50, out=32),
+    ]
+    images = torch.randn(7, 3, 67, 61, generator=generator)
+    before = torch.get_num_threads()
     try:
-        torch.set_num_threads(3 if threads == 1 else 1)
-        assert torch.equal(ops.mbconv_chain(images, blocks), together)
-    finally:
+        torch.set_num_threads(1)
+        together = ops.mbconv_chain(images, blocks)
         torch.set_num_threads(threads)
+        for batch in (1, 2, 4, 7):
+            for part, expected in zip(images.split(batch), together.split(batch), strict=True):
+                assert torch.equal(ops.mbconv_chain(part, blocks), expected)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_large_rows_are_made_in_several_bands() -> None:
