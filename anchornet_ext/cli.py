@@ -7,13 +7,14 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-# subcommand -> (module with add_arguments(parser) and run(args) -> exit status, one-line help)
+# subcommand -> (module, one-line help). The module has run(args) -> exit status and
+# add_arguments(parser), or add_arguments_for(parser, words) where the arguments depend on others.
 COMMANDS: dict[str, tuple[str, str]] = {
     "predict": (
         "anchornet_ext.inference.command",
         "classify photos in as few looks as it takes",
     ),
-    "train": ("anchornet_ext.training.command", "train a two-stage classifier on an image folder"),
+    "train": ("anchornet_ext.training.command", "train a system on an image folder"),
     "evaluate": (
         "anchornet_ext.evaluation.command",
         "measure accuracy and cost at every exit, and write a report",
@@ -43,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         subparser = subparsers.add_parser(name, help=summary, description=summary)
         if name == chosen:  # the others' modules need not be imported to list them
             module = importlib.import_module(module_name)
-            module.add_arguments(subparser)
+            if hasattr(module, "add_arguments_for"):
+                module.add_arguments_for(subparser, argv)
+            else:
+                module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
     args = parser.parse_args(argv)
     try:

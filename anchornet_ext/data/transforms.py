@@ -212,6 +212,9 @@ class Augmentation:
         size: side of the square result, in pixels.
         scale: range of the crop's share of the photo's area, within (0, 1].
         ratio: range of the crop's width / height.
+        pad: if not 0, the usual augmentation of small images instead of crops of random size: the
+            photo is shrunk or enlarged until its short side is `size`, black pixels are put around
+            it, so many on each side, and a square is cut out at a random place.
         flip: probability of mirroring left and right.
         policy: "none", "randaugment" or "trivialaugment" (torchvision's, on the resized crop).
         colour_jitter: strength of brightness, contrast, saturation and hue changes; 0 is off.
@@ -224,6 +227,7 @@ class Augmentation:
     size: int = 224
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    pad: int = 0
     flip: float = 0.5
     policy: str = "none"
     colour_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
@@ -236,6 +240,8 @@ class Augmentation:
             raise ValueError(f"crop scale must be a range within (0, 1], not {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"crop ratio must be a range of positive numbers, not {self.ratio}")
+        if not 0 <= self.pad <= self.size:
+            raise ValueError(f"pad must be between 0 and the size of {self.size}, not {self.pad}")
         if not 0 <= self.flip <= 1 or not 0 <= self.erasing <= 1:
             raise ValueError(
                 f"flip and erasing are probabilities, not {self.flip} and {self.erasing}"
@@ -274,12 +280,7 @@ class TrainTransform:
         """uint8 (3, H, W) to uint8 (3, size, size)."""
         a = self.augmentation
         rng = random.Random(seed)  # a string is hashed by SHA-512: the same on every platform
-        top, left, height, width = random_crop_box(
-            image.shape[-2], image.shape[-1], a.scale, a.ratio, rng
-        )
-        crop = image[:, top : top + height, left : left + width]
-        # Cropping first makes the resize read only what it needs.
-        result = _resize(crop, (a.size, a.size), InterpolationMode.BILINEAR, antialias=True)
+        result = self._padded_crop(image, rng) if a.pad else self._resized_crop(image, rng)
         if rng.random() < a.flip:
             result = result.flip(-1)
         if self._steps:
@@ -292,3 +293,31 @@ class TrainTransform:
             finally:
                 torch.set_rng_state(state)
         return result
+
+    def _resized_crop(self, image: Tensor, rng: random.Random) -> Tensor:
+        a = self.augmentation
+        top, left, height, width = random_crop_box(
+            image.shape[-2], image.shape[-1], a.scale, a.ratio, rng
+        )
+        crop = image[:, top : top + height, left : left + width]
+        # Cropping first makes the resize read only what it needs.
+        return _resize(crop, (a.size, a.size), InterpolationMode.BILINEAR, antialias=True)
+
+    def _padded_crop(self, image: Tensor, rng: random.Random) -> Tensor:
+        size, pad = self.augmentation.size, self.augmentation.pad
+        height, width = centre_crop_geometry(
+            (image.shape[-2], image.shape[-1]), size, size
+        ).resized_size
+        image = _resize(image, (height, width), InterpolationMode.BILINEAR, antialias=True)
+        # The corner in the photo without its frame.
+        top = rng.randint(0, height + 2 * pad - size) - pad
+        left = rng.randint(0, width + 2 * pad - size) - pad
+        rows = slice(max(0, top), min(height, top + size))
+        columns = slice(max(0, left), min(width, left + size))
+        if rows.stop - rows.start == size == columns.stop - columns.start:
+            return image[:, rows, columns]
+        cut = image.new_zeros(size, size, len(image)).permute(2, 0, 1)  # in the photo's own order
+        cut[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = (
+            image[:, rows, columns]
+        )
+        return cut

@@ -1,4 +1,4 @@
-"""`anchornet train`: from a folder of photos to a two-stage classifier."""
+"""`anchornet train`: from a folder of photos to a classifier, by any of the systems."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,31 +18,42 @@ from typing import Any
 import torch
 
 from anchornet_ext._arguments import usable_cores
+from anchornet_ext._options import read_options, to_json
 from anchornet_ext.data.image_folder import Samples, find_training_images
 from anchornet_ext.data.sources import CachedSource, FileSource
 from anchornet_ext.data.transforms import Preprocessing
-from anchornet_ext.models import AnchorNet, build_backbone
+from anchornet_ext.systems import System
+from anchornet_ext.systems.common.flags import add_system_arguments, chosen_system
+from anchornet_ext.systems.common.system import MODEL
 
-from .checkpoint import load_weights, read_json, write_json
-from .config import STAGES, add_stage_arguments, stage_config
+from .checkpoint import read_json, write_json
+from .config import StageConfig, stage_config
 from .distributed import World, join_world
 from .loop import AMP_CHOICES, LoopOptions, Trainer
+from .plan import Photos, Plan, Supply
 from .run_log import RunLog
-from .stages import FOCUS_PATCHES, Photos, Recipe, build_task, require_stages
 
 
-def _stage_list(text: str) -> tuple[str, ...]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in STAGES]
-    if unknown or not names:
-        raise argparse.ArgumentTypeError(
-            f"stages are {', '.join(STAGES)}, not {', '.join(unknown) or repr(text)}"
-        )
-    return tuple(stage for stage in STAGES if stage in names)  # in the order they need
+def _stage_list(system: System) -> Callable[[str], tuple[str, ...]]:
+    known = [stage.name for stage in system.stages]
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        unknown = [name for name in names if name not in known]
+        if unknown or not names:
+            raise argparse.ArgumentTypeError(
+                f"the stages of {system.name} are {', '.join(known)}, not "
+                f"{', '.join(unknown) or repr(text)}"
+            )
+        return tuple(stage for stage in known if stage in names)  # in the order they need
+
+    return parse
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `anchornet train`."""
+def add_arguments_for(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """The flags of `anchornet train`, which depend on the system that `words` choose."""
+    system = chosen_system(parser, words)
+    parser.set_defaults(chosen=system)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data",
@@ -78,9 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_group.add_argument("--out", type=Path, required=True, metavar="RUN", help="result folder")
     run_group.add_argument(
         "--stages",
-        type=_stage_list,
+        type=_stage_list(system),
         metavar="A,B",
-        help=f"which to run ({','.join(STAGES)}; backbone is left out where it has weights)",
+        help=f"which to run ({','.join(stage.name for stage in system.stages)})",
     )
     run_group.add_argument("--resume", action="store_true", help="go on with the run in RUN")
     run_group.add_argument(
@@ -90,33 +101,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_group.add_argument("--tensorboard", action="store_true", help="write TensorBoard events")
     run_group.add_argument(
         "--log-interval", type=float, default=5.0, metavar="S", help="seconds between lines (5)"
-    )
-
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--backbone",
-        required=True,
-        metavar="NAME",
-        help="a torchvision classification model, or timm/NAME",
-    )
-    start = model.add_mutually_exclusive_group()
-    start.add_argument(
-        "--pretrained", action="store_true", help="start from its published ImageNet weights"
-    )
-    start.add_argument(
-        "--backbone-weights", type=Path, metavar="FILE", help="start from a safetensors file"
-    )
-    model.add_argument(
-        "--num-patches", type=int, default=4, metavar="K", help="patches of each photo (4)"
-    )
-    model.add_argument(
-        "--iou-threshold", type=float, default=0.3, metavar="X", help="overlap of patches (0.3)"
-    )
-    model.add_argument(
-        "--focus-patches",
-        choices=FOCUS_PATCHES,
-        default="localised",
-        help="what the focus network is trained on; random is for comparison (localised)",
     )
 
     compute = parser.add_argument_group("compute")
@@ -134,12 +118,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compute.add_argument("--sync-bn", action="store_true", help="batch norm over all GPUs")
     compute.add_argument("--deterministic", action="store_true", help="exact repeats on CUDA")
     compute.add_argument("--threads", type=int, metavar="N", help="CPU threads of each process")
-    for stage in STAGES:
-        add_stage_arguments(parser, stage)
+    add_system_arguments(parser, system)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains the stages that were asked for and, when all are there, writes RUN/model.
+    """Trains the stages that were asked for and, when all that it needs are there, RUN/model.
 
     Raises:
         ValueError, OSError, ImportError: bad input, said before any work is done where possible.
@@ -155,20 +138,18 @@ def run(args: argparse.Namespace) -> int:
         torch.backends.cudnn.benchmark = True
     with join_world(args.device) as world:
         train, val = find_training_images(args.data, args.val_fraction, args.seed)
-        recipe = _recipe(args, train)
-        stages = args.stages or tuple(
-            stage
-            for stage in STAGES
-            if stage != "backbone" or not (args.pretrained or args.backbone_weights)
-        )
-        require_stages(recipe, stages, world)
-        _require_run_of(recipe)
+        plan = _plan(args, train)
+        system: System = args.chosen
+        stages = args.stages or system.stages_to_run(plan.options)
+        _require_batches(plan, stages, world)
+        system.require(plan, stages, world)
+        _require_run_of(system, plan)
         if args.overwrite and world.is_main:
             for stage in stages:
-                shutil.rmtree(recipe.run / stage, ignore_errors=True)
+                shutil.rmtree(plan.run / stage, ignore_errors=True)
         world.barrier()
         if not args.resume:
-            _require_unused(recipe, stages)
+            _require_unused(plan, stages)
         world.barrier()  # nobody writes before everybody has looked
         with RunLog(
             args.out,
@@ -176,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
             interval=args.log_interval,
             tensorboard=args.tensorboard,
         ) as log:
-            _train(args, recipe, stages, train, val, world, log)
+            _train(args, system, plan, stages, train, val, world, log)
     return 0
 
 
@@ -191,9 +172,6 @@ def _check(args: argparse.Namespace) -> None:
     need(args.threads is None or args.threads >= 1, "--threads", "at least 1", args.threads)
     side = args.cache_short_side
     need(side is None or side >= 1, "--cache-short-side", "at least 1", side)
-    need(args.num_patches >= 1, "--num-patches", "at least 1", args.num_patches)
-    overlap = args.iou_threshold
-    need(0 <= overlap <= 1, "--iou-threshold", "within [0, 1]", overlap)
     need(args.log_interval >= 0, "--log-interval", "at least 0", args.log_interval)
     need(0 <= args.seed < 2**63, "--seed", "at least 0 and below 2^63", args.seed)
     if args.resume and args.overwrite:
@@ -211,68 +189,87 @@ def _digest(samples: Samples) -> str:
     return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def _recipe(args: argparse.Namespace, train: Samples) -> Recipe:
-    configs = {stage: stage_config(args, stage) for stage in STAGES}
-    for stage in ("anchor", "focus"):
-        configs[stage] = replace(configs[stage], size=args.crop_size)
-    return Recipe(
+def _plan(args: argparse.Namespace, train: Samples) -> Plan:
+    system: System = args.chosen
+    preprocessing = Preprocessing(resize_size=args.resize_size, crop_size=args.crop_size)
+    configs: dict[str, StageConfig] = {}
+    for stage in system.stages:
+        config = stage_config(args, stage)
+        if "size" in stage.without:
+            config = replace(config, size=args.crop_size)
+        configs[stage.name] = config
+    return Plan(
         run=args.out,
-        backbone=args.backbone,
-        pretrained=args.pretrained,
-        backbone_weights=args.backbone_weights,
         class_names=train.class_names,
-        preprocessing=Preprocessing(resize_size=args.resize_size, crop_size=args.crop_size),
-        num_patches=args.num_patches,
-        iou_threshold=args.iou_threshold,
-        focus_patches=args.focus_patches,
+        preprocessing=preprocessing,
+        options=read_options(args, system.Options),
         configs=configs,
         seed=args.seed,
         workers=args.workers,
     )
 
 
-def _identity(recipe: Recipe) -> dict[str, Any]:
+def _require_batches(plan: Plan, stages: Sequence[str], world: World) -> None:
+    for stage in stages:
+        batch = plan.configs[stage].batch
+        if batch % world.size:
+            raise ValueError(
+                f"--{stage}-batch {batch} does not divide among {world.size} processes"
+            )
+        try:
+            plan.configs[stage].augmentation(plan.preprocessing.crop_size)
+        except ValueError as error:
+            raise ValueError(f"stage {stage}: {error}") from error
+
+
+def _identity(system: System, plan: Plan) -> dict[str, Any]:
     """What every stage in RUN must agree on."""
     return {
-        "classes": list(recipe.class_names),
-        "backbone": recipe.backbone,
-        "preprocessing": recipe.preprocessing.to_dict(),
+        "classes": list(plan.class_names),
+        "system": system.name,
+        **system.identity(plan.options),
+        "preprocessing": plan.preprocessing.to_dict(),
     }
 
 
-def _require_run_of(recipe: Recipe) -> None:
-    """Raises ValueError where RUN belongs to another set of classes, backbone or preprocessing."""
-    before = read_json(recipe.run / "config.json")
-    for key, value in _identity(recipe).items():
-        if before and before.get(key) != value:
+def _require_run_of(system: System, plan: Plan) -> None:
+    """Raises ValueError where RUN belongs to other classes, another system, or other settings."""
+    before = read_json(plan.run / "config.json")
+    if not before:
+        return
+    before = {"system": "anchornet", **before}  # of before there were others
+    for key, value in _identity(system, plan).items():
+        if key in before and before[key] != value:
             shown = (
-                f"{len(before.get(key, []))} classes, not these {len(recipe.class_names)}"
+                f"{len(before.get(key, []))} classes, not these {plan.num_classes}"
                 if key == "classes"
                 else f"{key} {before.get(key)}, not {value}"
             )
-            raise ValueError(f"{str(recipe.run)!r} was begun with {shown}; use another --out")
+            raise ValueError(f"{str(plan.run)!r} was begun with {shown}; use another --out")
 
 
-def _require_unused(recipe: Recipe, stages: Sequence[str]) -> None:
-    used = [stage for stage in stages if (recipe.run / stage / "last.pt").exists()]
+def _require_unused(plan: Plan, stages: Sequence[str]) -> None:
+    used = [stage for stage in stages if (plan.run / stage / "last.pt").exists()]
     if used:
         raise ValueError(
-            f"{str(recipe.run)!r} already holds a run of stage {used[0]}; use --resume to go on "
+            f"{str(plan.run)!r} already holds a run of stage {used[0]}; use --resume to go on "
             "with it, --overwrite to begin anew, or another --out"
         )
 
 
 def _train(
     args: argparse.Namespace,
-    recipe: Recipe,
+    system: System,
+    plan: Plan,
     stages: Sequence[str],
     train: Samples,
     val: Samples,
     world: World,
     log: RunLog,
 ) -> None:
-    _record(recipe, stages, world, log, len(train), len(val))
+    _record(system, plan, stages, world, log, len(train), len(val))
     photos = [_open(args, samples, name, log) for name, samples in (("train", train), ("val", val))]
+    supply = Supply(photos[0], photos[1], world, log)
     options = LoopOptions(
         amp=args.amp,
         channels_last=args.channels_last,
@@ -282,17 +279,16 @@ def _train(
         seed=args.seed,
     )
     for stage in stages:
-        task = build_task(stage, recipe, photos[0], photos[1], world, log)
+        torch.manual_seed(plan.seed)  # what a network starts from when nothing else says so
+        task = system.task(stage, plan, supply)
         identity = {
-            **_identity(recipe),
-            "seed": recipe.seed,
+            **_identity(system, plan),
+            "seed": plan.seed,
             "training images": len(train),
             "names of the training images": _digest(train),
-            "num_patches": recipe.num_patches,
-            "iou_threshold": recipe.iou_threshold,
-            "focus_patches": recipe.focus_patches,
+            **system.stage_identity(plan.options),
         }
-        trainer = Trainer(task, recipe.run / stage, world, options, log, identity)
+        trainer = Trainer(task, plan.run / stage, world, options, log, identity)
         result = trainer.fit()
         log.line(
             f"{stage}: best validation top-1 {100 * result.best_top1:.2f}% "
@@ -301,7 +297,11 @@ def _train(
         # Persistent workers hold their memory until their loader goes.
         del trainer, task
     if world.is_main:
-        _assemble(recipe, log)
+        missing = system.finish(plan)
+        if missing:
+            log.line(f"no model yet: {', '.join(missing)} still to train")
+        else:
+            log.line(f"the classifier is in {plan.run / MODEL}")
     world.barrier()
 
 
@@ -340,7 +340,8 @@ def _device_name(device: torch.device) -> str:
 
 
 def _record(
-    recipe: Recipe,
+    system: System,
+    plan: Plan,
     stages: Sequence[str],
     world: World,
     log: RunLog,
@@ -353,59 +354,28 @@ def _record(
     versions = _versions()
     log.line(", ".join(f"{name} {number}" for name, number in versions.items()))
     log.line(
-        f"{train_count} training and {val_count} validation images of {recipe.num_classes} "
+        f"{train_count} training and {val_count} validation images of {plan.num_classes} "
         f"classes; {world.size} process(es) on {_device_name(world.device)}, "
-        f"{torch.get_num_threads()} threads, {recipe.workers} workers"
+        f"{torch.get_num_threads()} threads, {plan.workers} workers"
     )
     if not world.is_main:
         return
-    path = recipe.run / "config.json"
+    path = plan.run / "config.json"
     before = read_json(path)
-    configs = before.get("stages", {})
-    configs.update({stage: recipe.configs[stage].to_dict() for stage in stages})
+    configs: Mapping[str, Any] = {
+        **before.get("stages", {}),
+        **{stage: plan.configs[stage].to_dict() for stage in stages},
+    }
     write_json(
         path,
         {
             "commands": [*before.get("commands", []), command],
             "versions": versions,
-            "seed": recipe.seed,
+            "seed": plan.seed,
             "training_images": train_count,
             "validation_images": val_count,
-            "num_patches": recipe.num_patches,
-            "iou_threshold": recipe.iou_threshold,
-            "focus_patches": recipe.focus_patches,
-            "pretrained": recipe.pretrained,
+            **to_json(plan.options),
             "stages": configs,
-            **_identity(recipe),
+            **_identity(system, plan),
         },
     )
-
-
-def _assemble(recipe: Recipe, log: RunLog) -> None:
-    """Writes RUN/model from the best weights, when there are three."""
-    missing = [s for s in ("anchor", "glance", "focus") if not recipe.best(s).is_file()]
-    if missing:
-        log.line(f"no model yet: {', '.join(missing)} still to train")
-        return
-    from anchornet_ext.inference import TwoStageClassifier
-
-    anchor = AnchorNet(recipe.num_classes)
-    glance = build_backbone(recipe.backbone, recipe.num_classes)
-    focus = build_backbone(recipe.backbone, recipe.num_classes)
-    for stage, module in (("anchor", anchor), ("glance", glance), ("focus", focus)):
-        load_weights(module, recipe.best(stage))
-    classifier = TwoStageClassifier(
-        anchor,
-        glance,
-        focus,
-        num_patches=recipe.num_patches,
-        iou_threshold=recipe.iou_threshold,
-        glance_size=recipe.configs["glance"].size,
-        class_names=recipe.class_names,
-        preprocessing=recipe.preprocessing,
-        glance_name=recipe.backbone,
-        focus_name=recipe.backbone,
-    )
-    classifier.eval()
-    classifier.save_pretrained(recipe.run / "model")
-    log.line(f"the classifier is in {recipe.run / 'model'}")

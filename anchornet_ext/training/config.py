@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
+from anchornet_ext._options import add_options, read_options, to_json
+from anchornet_ext._options import option as _option
 from anchornet_ext.data.transforms import AUGMENTATIONS, Augmentation
 
-STAGES = ("backbone", "anchor", "glance", "focus")
 SCHEDULES = ("step", "cosine", "constant")
 OPTIMIZERS = ("sgd", "adamw")
-
-
-def _option(
-    default: Any, text: str, choices: Sequence[str] | None = None, count: int | None = None
-) -> Any:
-    """A field with its help text. `count`: how many values the flag takes (None: one)."""
-    metadata = {"help": text, "choices": choices, "count": count}
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -33,9 +25,7 @@ class StageConfig:
 
     epochs: int = _option(100, "passes over the training images")
     batch: int = _option(256, "network inputs in one step, over all processes")
-    size: int = _option(
-        224, "side in pixels of the network's input (in anchor and focus: of the crop)"
-    )
+    size: int = _option(224, "side in pixels of the network's input")
     optimizer: str = _option("sgd", "optimiser", OPTIMIZERS)
     lr: float = _option(0.1, "learning rate after the warm-up")
     schedule: str = _option("cosine", "how the learning rate falls", SCHEDULES)
@@ -57,6 +47,9 @@ class StageConfig:
     crop_ratio: tuple[float, float] = _option(
         (3 / 4, 4 / 3), "range of the random crop's width / height", count=2
     )
+    pad: int = _option(
+        0, "pixels to pad the photo with, to crop at a random place; 0: crops of random size"
+    )
     flip: float = _option(0.5, "probability of mirroring")
     augment: str = _option("none", "augmentation policy", AUGMENTATIONS)
     colour_jitter: tuple[float, float, float, float] = _option(
@@ -66,7 +59,7 @@ class StageConfig:
     mixup: float = _option(0.0, "alpha of mixup; 0 is off")
     cutmix: float = _option(0.0, "alpha of cutmix; 0 is off; with mixup, one of both at random")
     ema: float = _option(0.0, "decay per step of an average of the weights; 0 is off")
-    dropout: float = _option(0.0, "of the features before the anchor network's classifier")
+    dropout: float = _option(0.0, "of the features before the classifier")
 
     def __post_init__(self) -> None:
         def need(holds: bool, name: str, wanted: str) -> None:
@@ -107,6 +100,7 @@ class StageConfig:
             size=self.size if size is None else size,
             scale=self.crop_scale,
             ratio=self.crop_ratio,
+            pad=self.pad,
             flip=self.flip,
             policy=self.augment,
             colour_jitter=self.colour_jitter,
@@ -115,72 +109,40 @@ class StageConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, ready for JSON."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(self).items()
-        }
+        return to_json(self)
 
 
-#: The paper's recipe (section 4.1). It starts from published backbones and says nothing of their
-#: training; the defaults of "backbone" are torchvision's plain recipe with a cosine.
-DEFAULTS = {
-    "backbone": StageConfig(epochs=100, lr=0.1, schedule="cosine", nesterov=True),
-    "anchor": StageConfig(epochs=100, lr=0.1, schedule="step", nesterov=True),
-    "glance": StageConfig(epochs=30, size=95, lr=0.01, schedule="cosine"),
-    "focus": StageConfig(epochs=30, lr=0.01, schedule="cosine"),
-}
-# Fields that mean nothing in a stage and so are no flags of it. AnchorNet sees the crop
-# (--crop-size), the focus network AnchorNet's patches.
-_NOT_IN = {
-    "backbone": {"dropout"},
-    "anchor": {"size"},
-    "glance": {"dropout"},
-    "focus": {"dropout", "size"},
-}
+@dataclass(frozen=True)
+class Stage:
+    """One of the networks that a system trains, one after the other.
+
+    Attributes:
+        name: also of its folder in RUN and of its flags, `--NAME-FIELD`.
+        default: its hyper-parameters unless told otherwise.
+        without: fields of `StageConfig` that mean nothing here and so are no flags. A stage without
+            "size" sees the photo's crop (--crop-size).
+        summary: what is trained, for --help.
+    """
+
+    name: str
+    default: StageConfig
+    without: Collection[str] = ()
+    summary: str = ""
 
 
-def _flag_type(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return type(value[0])
-    return type(value)
-
-
-def add_stage_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
+def add_stage_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
     """Adds `--STAGE-FIELD` for every field that means something in `stage`."""
-    default = DEFAULTS[stage]
-    group = parser.add_argument_group(f"stage {stage}")
-    for item in fields(StageConfig):
-        if item.name in _NOT_IN.get(stage, ()):
-            continue
-        value = getattr(default, item.name)
-        options: dict[str, Any] = {"dest": f"{stage}_{item.name}", "default": value}
-        shown = " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
-        options["help"] = f"{item.metadata['help']} ({shown})".replace("%", "%%")
-        if isinstance(value, bool):
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options["type"] = _flag_type(value)
-            options["choices"] = item.metadata["choices"]
-            count = item.metadata["count"]
-            if count is not None:
-                options["nargs"] = "+" if count < 0 else count
-            if item.metadata["choices"] is None:
-                options["metavar"] = "X"
-        group.add_argument(f"--{stage}-{item.name.replace('_', '-')}", **options)
+    group = parser.add_argument_group(f"stage {stage.name}", stage.summary or None)
+    add_options(group, stage.default, stage.name.replace("-", "_"), stage.without)
 
 
-def stage_config(args: argparse.Namespace, stage: str) -> StageConfig:
+def stage_config(args: argparse.Namespace, stage: Stage) -> StageConfig:
     """The config of `stage` that the flags say.
 
     Raises:
         ValueError: a value out of its range, naming the stage.
     """
-    values = {
-        item.name: getattr(args, f"{stage}_{item.name}")
-        for item in fields(StageConfig)
-        if hasattr(args, f"{stage}_{item.name}")
-    }
     try:
-        return StageConfig(**values)
+        return read_options(args, stage.default, stage.name.replace("-", "_"))
     except ValueError as error:
-        raise ValueError(f"stage {stage}: {error}") from error
+        raise ValueError(f"stage {stage.name}: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class _Sums:
     inputs: int = 0
     predictions: int = 0
     images: int = 0
+    measures: Tensor | float = 0.0
 
     def add(self, loss: Tensor, inputs: int, correct: Tensor, predictions: int) -> None:
         self.loss = self.loss + loss.detach() * inputs
@@ -79,6 +81,12 @@ class _Sums:
             [float(self.loss), float(self.correct), self.inputs, self.predictions]
         )
         return loss / max(1.0, inputs), correct / max(1.0, predictions)
+
+    def measures_over(self, world: World, names: Sequence[str]) -> dict[str, float]:
+        """Means of the task's own figures over all processes, of which some may have no photo."""
+        own = self.measures.tolist() if isinstance(self.measures, Tensor) else [0.0] * len(names)
+        inputs, *sums = world.sum([self.inputs, *own])
+        return {name: value / max(1.0, inputs) for name, value in zip(names, sums, strict=True)}
 
     def status(self) -> str:
         loss = float(self.loss) / max(1, self.inputs)
@@ -155,7 +163,7 @@ class Trainer:
         if options.sync_batch_norm and world.size > 1:
             convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm  # has no annotations
             self.model = convert(self.model)
-        self.optimizer = build_optimizer(self.model, task.config)
+        self.optimizer = build_optimizer(task.parameter_groups(), task.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.average = WeightAverage(self.model, task.config.ema) if task.config.ema > 0 else None
         self.progress = _Progress()
@@ -164,7 +172,9 @@ class Trainer:
         self.train_model: Any = self.model
         if world.size > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self.train_model = DistributedDataParallel(self.model, device_ids=ids)
+            self.train_model = DistributedDataParallel(
+                self.model, device_ids=ids, find_unused_parameters=task.finds_unused
+            )
         self.eval_model: Any = self.average.module if self.average else self.model
         if options.compile:
             self.train_model = torch.compile(self.train_model)
@@ -250,14 +260,16 @@ class Trainer:
             lr = learning_rate(config, progress.epoch)
             train_loss, train_top1, data_seconds, rate = self._train_epoch(progress.epoch)
             train_seconds = time.monotonic() - begun
-            val_loss, val_top1 = self._validate()
             progress.epoch += 1
+            over = progress.epoch / config.epochs
+            self.task.begin_step(over)
+            val_loss, val_top1, measured = self._validate()
             if not math.isfinite(train_loss):
                 raise ValueError(
                     f"stage {self.task.name} diverged in epoch {progress.epoch}: its loss is "
                     f"{train_loss}; try a smaller learning rate, a warm-up or --amp off"
                 )
-            if val_top1 > progress.best_top1:
+            if val_top1 > progress.best_top1 and self.task.may_keep(over):
                 progress.best_top1, progress.best_epoch = val_top1, progress.epoch
             seconds = time.monotonic() - begun
             row = {
@@ -267,6 +279,7 @@ class Trainer:
                 "train_top1": train_top1,
                 "val_loss": val_loss,
                 "val_top1": val_top1,
+                **{f"val_{name}": value for name, value in measured.items()},
                 "seconds": round(seconds, 3),
                 "train_seconds": round(train_seconds, 3),
                 "data_wait_seconds": round(data_seconds, 3),
@@ -276,16 +289,22 @@ class Trainer:
             self._save()
             self.world.barrier()
             left = (config.epochs - progress.epoch) * seconds
+            more = "".join(f"{name} {value:.4g} " for name, value in measured.items())
+            best = (
+                f"best {100 * progress.best_top1:.2f}% at {progress.best_epoch}"
+                if progress.best_epoch
+                else "none to keep yet"
+            )
             self.log.line(
                 f"{self.task.name} epoch {progress.epoch}/{config.epochs} lr {lr:.3g} "
                 f"train loss {train_loss:.4f} top-1 {100 * train_top1:.2f}% "
-                f"val loss {val_loss:.4f} top-1 {100 * val_top1:.2f}% "
-                f"(best {100 * progress.best_top1:.2f}% at {progress.best_epoch}) "
+                f"val loss {val_loss:.4f} top-1 {100 * val_top1:.2f}% {more}({best}) "
                 f"{rate:.0f} images/s, {format_duration(seconds)}, left {format_duration(left)}"
             )
             figures = {key: value for key, value in row.items() if key != "epoch"}
             self.log.scalars(self.task.name, progress.epoch, figures)
         if progress.epoch == 0:  # no epochs asked for: the initial weights are the result
+            self.task.begin_step(1.0)
             progress.best_top1, progress.best_epoch = self._validate()[1], 0
             self._save()
             self.world.barrier()
@@ -317,8 +336,11 @@ class Trainer:
         data_seconds = 0.0
         for step, batch in enumerate(task.data.train):
             data_seconds += time.monotonic() - waiting_since
+            now = epoch + step / steps
+            task.begin_step(now / config.epochs)
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(config, epoch + step / steps)
+                # States of before there were groups do not say at which rate they learn.
+                group["lr"] = learning_rate(config, now) * group.get("rate", 1.0)
             images, labels = self._to_device(batch)
             loss, inputs, correct, predictions = self._step(images, labels)
             sums.add(loss, inputs, correct, predictions)
@@ -350,11 +372,13 @@ class Trainer:
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.model)
-        correct, predictions = task.count_correct_in_training(output.detach(), labels)
+        with torch.no_grad():
+            correct, predictions = task.count_correct_in_training(output, labels)
         return loss, len(mixed), correct, predictions
 
     @torch.no_grad()
-    def _validate(self) -> tuple[float, float]:
+    def _validate(self) -> tuple[float, float, dict[str, float]]:
+        """(mean loss, top-1, the task's own figures)."""
         task = self.task
         module = self.average.module if self.average else self.model
         if self.world.size > 1:
@@ -373,10 +397,11 @@ class Trainer:
                 output = self.eval_model(inputs)
             loss = task.loss(output, labels, training=False)
             sums.add(loss, len(inputs), *task.count_correct(output, labels))
+            sums.measures = sums.measures + task.measures(output, labels)
             if self.log.due():
                 self.log.update(step + 1, sums.status())
         self.log.end()
-        return sums.over(self.world)
+        return (*sums.over(self.world), sums.measures_over(self.world, task.measure_names))
 
 
 def _require_same(before: dict[str, Any], now: dict[str, Any], stage: str) -> None:

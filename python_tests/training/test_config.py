@@ -9,20 +9,18 @@ from dataclasses import fields
 import pytest
 import torch
 
-from anchornet_ext.training.config import (
-    DEFAULTS,
-    STAGES,
-    StageConfig,
-    add_stage_arguments,
-    stage_config,
-)
+from anchornet_ext.systems.anchornet import STAGES as ANCHORNET_STAGES
+from anchornet_ext.training.config import StageConfig, add_stage_arguments, stage_config
 from anchornet_ext.training.schedule import learning_rate
+
+STAGES = {stage.name: stage for stage in ANCHORNET_STAGES}
+DEFAULTS = {name: stage.default for name, stage in STAGES.items()}
 
 
 def parse(*words: str, stage: str = "anchor") -> StageConfig:
     parser = argparse.ArgumentParser()
-    add_stage_arguments(parser, stage)
-    return stage_config(parser.parse_args(words), stage)
+    add_stage_arguments(parser, STAGES[stage])
+    return stage_config(parser.parse_args(words), STAGES[stage])
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -49,7 +47,7 @@ def test_every_field_can_be_set_by_its_flag() -> None:
         "milestones": (10.0, 20.0), "gamma": 0.5, "min_lr": 0.01, "warmup_epochs": 1.5,
         "momentum": 0.8, "nesterov": False, "weight_decay": 0.2, "norm_weight_decay": False,
         "clip_norm": 3.0, "label_smoothing": 0.1, "crop_scale": (0.2, 0.9),
-        "crop_ratio": (0.5, 2.0), "flip": 0.25, "augment": "trivialaugment",
+        "crop_ratio": (0.5, 2.0), "pad": 3, "flip": 0.25, "augment": "trivialaugment",
         "colour_jitter": (0.1, 0.2, 0.3, 0.4), "erasing": 0.3, "mixup": 0.2, "cutmix": 0.4,
         "ema": 0.99, "dropout": 0.15,
     }  # fmt: skip

@@ -132,9 +132,9 @@ def test_the_best_epoch_is_kept_not_the_last(
     scores = iter([0.2, 0.9, 0.9, 0.1])
     weights: list[Tensor] = []
 
-    def scripted(self: Trainer) -> tuple[float, float]:
+    def scripted(self: Trainer) -> tuple[float, float, dict[str, float]]:
         weights.append(self.model[4].weight.detach().clone())  # type: ignore[index]
-        return 1.0, next(scores)
+        return 1.0, next(scores), {}
 
     monkeypatch.setattr(Trainer, "_validate", scripted)
     config = StageConfig(epochs=4, batch=8, size=16, lr=0.05)

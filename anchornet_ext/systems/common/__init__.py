@@ -1,0 +1,1 @@
+"""What all systems share; the systems themselves are the files one folder up."""

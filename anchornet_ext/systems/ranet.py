@@ -1,0 +1,78 @@
+"""RANet: sub-networks of rising resolution, each with classifiers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from torch import nn
+
+from anchornet_ext._options import option
+from anchornet_ext.models.exits import SCHEDULES
+from anchornet_ext.models.network_config import require_choice
+from anchornet_ext.models.ranet import RANET_PRESETS, SPACINGS, STEMS, RANet, RANetConfig
+
+from .common.exit_networks import ExitNetworkSystem
+
+
+@dataclass(frozen=True)
+class RANetOptions:
+    """A published configuration, and what is different from it; see `RANetConfig`."""
+
+    preset: str = option("imagenet", "a published configuration", tuple(RANET_PRESETS))
+    scales: tuple[int, ...] | None = option(
+        None, "each sub-network's resolution, 1 the lowest", count=-1, convert=int
+    )
+    factors: tuple[int, ...] | None = option(
+        None, "of the channels of each sub-network", count=-1, convert=int
+    )
+    bottlenecks: tuple[int, ...] | None = option(
+        None, "width of each sub-network's bottleneck", count=-1, convert=int
+    )
+    blocks: int | None = option(None, "of the first sub-network", convert=int)
+    more_blocks: int | None = option(
+        None, "blocks, with an exit each, that a sub-network has more", convert=int
+    )
+    step: int | None = option(None, "layers of each block", convert=int)
+    spacing: str | None = option(None, "whether blocks become longer", SPACINGS)
+    channels: int | None = option(None, "of the base features", convert=int)
+    growth: int | None = option(None, "channels that a layer adds", convert=int)
+    compress: float | None = option(
+        None, "share of what is added that comes from the sub-network before", convert=float
+    )
+    reduction: float | None = option(
+        None, "share of the channels that a transition keeps", convert=float
+    )
+    stem: str | None = option(None, "large for photos, small for 32 x 32 pixels", STEMS)
+    schedule: str = option(
+        "needed", "what is computed before an exit: all blocks, or what it needs", SCHEDULES
+    )
+
+    def __post_init__(self) -> None:
+        require_choice(self.preset, "preset", tuple(RANET_PRESETS))
+        require_choice(self.schedule, "schedule", SCHEDULES)
+        self.config()  # checks the rest
+
+    def config(self) -> RANetConfig:
+        """The shape of the network."""
+        changed = {
+            field.name: getattr(self, field.name)
+            for field in fields(RANetConfig)
+            if getattr(self, field.name) is not None
+        }
+        return replace(RANET_PRESETS[self.preset], **changed)
+
+
+class RANetSystem(ExitNetworkSystem):
+    """Yang et al., CVPR 2020."""
+
+    name = "ranet"
+    title = "RANet"
+    summary = "sub-networks of rising resolution, each with classifiers"
+    Options = RANetOptions
+
+    def build(self, options: RANetOptions, num_classes: int) -> nn.Module:
+        """See `NetworkSystem.build`."""
+        return RANet(num_classes, options.config(), options.schedule)
+
+
+SYSTEM = RANetSystem()
