@@ -168,8 +168,12 @@ class _Compiled:
     def _compile_and_run(self, images: Tensor) -> Any:
         # PyTorch counts compilations by the code they are of, so those of all networks of one class
         # together, and has a limit for them that is meant for something else.
-        with torch._dynamo.config.patch(
-            recompile_limit=1 << 16, accumulated_recompile_limit=1 << 16
+        # That weights are frozen it looks up before the options of `torch.compile` apply.
+        with (
+            torch._dynamo.config.patch(
+                recompile_limit=1 << 16, accumulated_recompile_limit=1 << 16
+            ),
+            torch._inductor.config.patch(freezing=self._device.type == "cpu"),
         ):
             try:
                 return self._compiled(images)

@@ -347,7 +347,27 @@ def test_the_shape_of_a_stream_is_compiled_once(eager_compiler: list[Any]) -> No
     expected = tiny_classifier(1).classify(images)
     got = list(model.stream(images, batch=4, image_size=(104, 112)))
     assert [one.found.label for one in got if one.found] == expected.label.tolist()
-    assert len(eager_compiler) == 2  # glance and focus
+    # glance and focus, each for whole batches and for the last one: frozen weights are not shared
+    assert len(eager_compiler) == 4
+
+
+def test_compiled_weights_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU: torch looks this up before it applies the options of `torch.compile`."""
+    seen: list[bool] = []
+    compiler = torch.compile
+
+    def watched(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        seen.append(any(node.op == "get_attr" for node in graph.graph.nodes))
+        return graph.forward
+
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda network, options, **rest: compiler(network, backend=watched, **rest),
+    )
+    network = TinyNetwork().eval()
+    outputs(tune(network, compile=True), noise(2, (96, 96), seed=0))
+    assert seen == [True]
 
 
 class ReadsValues(TinyNetwork):
