@@ -12,6 +12,7 @@ SUITES: dict[str, str] = {
     "operators": "anchornet_ext.benchmark.operators",
     "localisation": "anchornet_ext.benchmark.localisation",
     "stream": "anchornet_ext.benchmark.stream",
+    "exits": "anchornet_ext.benchmark.exits",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -70,9 +70,10 @@ def classify(
     in any case. (RANet's and MSDNet's authors let an image leave at a confidence equal to the
     threshold as well; here it is `>` as in every system of this package.)
 
-    The network runs in eval mode without gradients, and its modules are put back afterwards. What
-    is found for an image does not depend on the others, but for rounding: a convolution of another
-    batch may sum in another order.
+    The network runs without gradients and in eval mode: one in training mode is put into it and
+    back afterwards, one in eval mode is taken to be in it with all its parts. What is found for an
+    image does not depend on the others, but for rounding: a convolution of another batch may sum in
+    another order.
 
     Args:
         network: an `ExitNetwork`, or anything that begins as one.
@@ -95,7 +96,10 @@ def classify(
     last = network.num_exits if exit_at is None else exit_at
     if exit_at is not None:
         limits = (math.inf,) * last
-    modules = network.modules() if isinstance(network, nn.Module) else ()
+    # Looking at each of a thousand modules takes as long as a small network's first exit.
+    modules: Iterable[nn.Module] = ()
+    if isinstance(network, nn.Module) and network.training:
+        modules = network.modules()
     with torch.no_grad(), evaluating(modules):
         return _classify(network, images, policy, limits[:last])
 
@@ -138,7 +142,9 @@ def _classify(
     for step, limit in enumerate(limits, start=1):
         if len(active) == 0:
             break
-        logits = progress.next_logits().float() / policy.temperature(step)  # (A, n)
+        logits = progress.next_logits().float()  # (A, n)
+        if policy.temperatures is not None:
+            logits = logits / policy.temperature(step)
         current = logits.softmax(dim=1)
         sure, label = current.max(dim=1)
         confidence[active, step - 1] = sure
