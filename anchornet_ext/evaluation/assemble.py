@@ -21,7 +21,7 @@ from .curves import BudgetedCurve, Costs, OperatingPoint, cross_fit, why_no_curv
 from .gallery import Gallery, make_gallery
 from .operating import decides_as, default_budgets, fitted_point, given_points, why_no_points
 from .parts import TABLE
-from .report_data import EXITS_EXPLANATION, TWO_STAGE_EXPLANATION, PlainNetwork, ReportData
+from .report_data import TWO_STAGE_EXPLANATION, PlainNetwork, ReportData
 from .systems import ExitSystem, TwoStageSystem
 from .units import macs
 
@@ -143,7 +143,9 @@ def assemble(
         notes += more
     networks, more = plain_networks(table, plain or {})
     notes += more
-    two_stage = isinstance(system, TwoStageSystem)
+    explanation = getattr(system, "explanation", None)
+    if isinstance(system, TwoStageSystem):
+        explanation = TWO_STAGE_EXPLANATION
     return ReportData(
         system=system.name,
         data=str(table.metadata.get("data", folder.name)),
@@ -152,7 +154,7 @@ def assemble(
         points=points,
         plain=networks,
         failures=failures,
-        explanation=TWO_STAGE_EXPLANATION if two_stage else EXITS_EXPLANATION,
+        explanation=explanation,
         facts={**_facts(table), **(facts or {})},
         notes=notes,
     )
@@ -173,6 +175,10 @@ def _facts(table: ExitTable) -> dict[str, str]:
         "criterion": "confidence from the sum of",
     }
     facts |= {words[key]: str(about[key]) for key in words if about.get(key) is not None}
+    settings = about.get("options") or {}
+    said = [f"{key} {value}" for key, value in settings.items() if value is not None]
+    if said:
+        facts["settings"] = ", ".join(said)
     if about.get("macs_per_exit_unfolded"):
         facts["multiply-adds before folding"] = ", ".join(
             f"{value / 1e6:.1f} M" for value in about["macs_per_exit_unfolded"]

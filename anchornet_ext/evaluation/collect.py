@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from anchornet_ext.training.run_log import RunLog
 from .exit_values import TEMPERATURES, Values, exit_values
 from .listing import Listing
 from .parts import FAILURES, Parts
-from .systems import ExitSystem
+from .systems import ExitSystem, VaryingCosts
 
 #: A part of this many images is lost at most when a run is killed; of fewer images there are at
 #: least as many parts as this, to share them out.
@@ -71,7 +72,7 @@ def plan_parts(system: ExitSystem, listing: Listing, out: Path, options: Collect
         size = min(MAX_PART, max(_SMALLEST_PART, math.ceil(len(listing) / _FEWEST_PARTS)))
     identity = {"system": system.name, "model": system.checksum, "num_exits": system.num_exits}
     grid = TEMPERATURES if options.grid and system.temperature_scales else ()
-    return Parts(out, listing, system.num_exits, size, identity, grid)
+    return Parts(out, listing, system.num_exits, size, identity, grid, system.costs_vary)
 
 
 def compute_parts(
@@ -206,12 +207,19 @@ def _values(
     reasons = map(listing.without_folder, batch.unreadable)
     failed.update(zip(unread, reasons, strict=True))
     labels = torch.from_numpy(listing.labels[index].astype(np.int64)).to(world.device)
+    costs = torch.zeros(0, system.num_exits)
     if len(index):
-        images = batch.images.to(world.device, non_blocking=True)
-        logits = system.anytime_logits(system.preprocessing.normalise(images))  # (T, B, n)
+        photos = batch.images.to(world.device, non_blocking=True)
+        images = system.preprocessing.normalise(photos)
+        if parts.costs_vary:
+            logits, costs = cast(VaryingCosts, system).logits_and_costs(images)
+        else:
+            logits = system.anytime_logits(images)  # (T, B, n)
     else:
         logits = torch.zeros(system.num_exits, 0, system.num_classes, device=world.device)
     values = exit_values(logits, labels, parts.temperatures)
+    if parts.costs_vary:
+        values["image_cost"] = costs.double().cpu().numpy()
     values["index"] = index
     # NaN anywhere in an image's logits makes its confidence NaN.
     finite = np.isfinite(values["confidence"]).all(axis=1)

@@ -28,7 +28,7 @@ from .report_data import ReportData
 from .summary import SUMMARY, said_at_the_end, write_summary
 from .systems import ExitSystem, PlainNetwork, TwoStageSystem
 from .theme import require_matplotlib
-from .wall_clock import plain_milliseconds, rebuild_plain, time_runs
+from .wall_clock import exit_milliseconds, rebuild_plain, time_runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True
     )
     what.add_argument(
-        "--model", metavar="FOLDER|NAME", help="a saved model's folder or a bundled model"
+        "--model",
+        metavar="RUN|FOLDER|NAME",
+        help="a finished run of `anchornet train`, a saved model's folder, or a bundled model",
     )
     what.add_argument(
         "--backbone",
@@ -216,7 +218,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _open(args: argparse.Namespace, world: World) -> tuple[ExitSystem, Listing]:
     if args.backbone is None:
-        system: ExitSystem = TwoStageSystem.load(args.model, world.device)
+        from anchornet_ext.systems.common.loading import load_system
+
+        system: ExitSystem = load_system(args.model, world.device)
         names = system.class_names
         if names is not None and args.class_names is not None:
             raise ValueError("--class-names: the model has names for its classes")
@@ -283,7 +287,7 @@ def _wanted(args: argparse.Namespace, system: ExitSystem) -> _Wanted:
         if path.stem in policies:
             raise ValueError(f"--policy: two files are called {path.stem!r}")
         policies[path.stem] = policy
-    own = system.classifier.policy if isinstance(system, TwoStageSystem) else None
+    own = system.policy
     notes = []
     if own is not None:
         try:
@@ -320,12 +324,12 @@ def _collect(
         return None
     passes, milliseconds = None, None
     if not args.no_latency:
-        log.line("timing the passes")
+        log.line("timing the exits")
         if isinstance(system, TwoStageSystem):
             passes = measure_passes(system.classifier, batch_size=args.batch_size)
             milliseconds = passes.milliseconds_per_exit
-        elif isinstance(system, PlainNetwork):
-            milliseconds = plain_milliseconds(system, args.batch_size)
+        else:
+            milliseconds = exit_milliseconds(system, listing, args.batch_size, world.device)
     if not finished:
         merge_table(system, listing, parts, log, milliseconds)
     elif milliseconds is not None:
@@ -357,7 +361,7 @@ def _report(
         failures=read_failures(args.out),
     )
     data = replace(data, notes=[*wanted.notes, *data.notes])
-    if passes is not None and isinstance(system, TwoStageSystem):
+    if not args.no_latency:
         log.line("timing real early exit")
         data = _timed(args, system, listing, world, table, data, wanted)
         LatencyReport(passes, data.latency).save(args.out / "latency.json")
@@ -373,7 +377,7 @@ def _report(
 
 def _timed(
     args: argparse.Namespace,
-    system: TwoStageSystem,
+    system: ExitSystem,
     listing: Listing,
     world: World,
     table: ExitTable,

@@ -39,6 +39,7 @@ from anchornet_ext.ops import gather_patches
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
 from .report_data import Latency, MeasuredTime
+from .systems import ExitSystem
 from .timing import Timing, clock_for, interleaved_median
 
 FORMAT = "anchornet_ext latency"
@@ -269,7 +270,7 @@ class PlainRun:
 
 
 def measure_runs(
-    classifier: TwoStageClassifier,
+    classifier: TwoStageClassifier | ExitSystem,
     images: Tensor,
     policies: Mapping[str, ExitPolicy] | None = None,
     *,
@@ -286,7 +287,7 @@ def measure_runs(
     decoding and resizing photos is the same for all and left out.
 
     Args:
-        classifier: on the device to measure.
+        classifier: on the device to measure; or any other system.
         images: (N, 3, H, W) normalised photos, floating point. How many leave where decides the
             time, so they should be like those to come; a multiple of `batch_size` avoids a small
             last batch.
@@ -306,7 +307,8 @@ def measure_runs(
     """
     policies = dict(policies or {})
     _check_counts(batch_size=batch_size, repeats=repeats, threads=1 if threads is None else threads)
-    check_images(classifier, images)
+    if isinstance(classifier, TwoStageClassifier):
+        check_images(classifier, images)
     count = len(images)
     if count == 0:
         raise ValueError("there are no images to time")
@@ -317,10 +319,14 @@ def measure_runs(
     for policy in policies.values():
         policy.require_exits(classifier.num_exits)
 
-    weight = next(classifier.parameters())
-    device = weight.device
     size = (images.shape[2], images.shape[3])
-    last = 1 + available_patches(classifier, size)
+    if isinstance(classifier, TwoStageClassifier):
+        weight = next(classifier.parameters())
+        device, dtype = weight.device, weight.dtype
+        last = 1 + available_patches(classifier, size)
+    else:
+        device, dtype = classifier.device, images.dtype
+        last = classifier.num_exits
     batches = [batch.to(device) for batch in _batches(images, batch_size)]
 
     def classified(**rules: Any) -> Callable[[], object]:
@@ -357,7 +363,7 @@ def measure_runs(
             times.append(
                 _measured(plain.name, "plain", timings[plain.name], count, plain.macs, right)
             )
-        setting = _setting(device, weight.dtype, batch_size, size, repeats)
+        setting = _setting(device, dtype, batch_size, size, repeats)
     setting["images"] = str(count)
     setting["included"] = "normalised images on the device to answers on the device"
     return Latency(tuple(times), setting)
@@ -368,7 +374,7 @@ def _batches(images: Tensor, size: int) -> list[Tensor]:
 
 
 def _outcome(
-    classifier: TwoStageClassifier,
+    classifier: TwoStageClassifier | ExitSystem,
     batches: list[Tensor],
     labels: Tensor | None,
     rules: Mapping[str, Any],

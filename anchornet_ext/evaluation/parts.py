@@ -40,6 +40,7 @@ class Parts:
         size: images of a part.
         identity: what all parts must agree on (model, settings), for JSON. The listing is added.
         temperatures: of the grid, or none.
+        costs_vary: whether there is an "image_cost" (n, T) float64 among the values of a part.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Parts:
         size: int,
         identity: Mapping[str, Any],
         temperatures: tuple[float, ...] = (),
+        costs_vary: bool = False,
     ) -> None:
         self._out = out
         self._folder = out / _FOLDER
@@ -57,6 +59,7 @@ class Parts:
         self._num_exits = num_exits
         self._size = size
         self.temperatures = temperatures
+        self.costs_vary = costs_vary
         self._identity = {
             **identity,
             "images": {"count": len(listing), "digest": listing.digest()},
@@ -171,7 +174,7 @@ class Parts:
         Memory holds one array of one part at a time.
 
         Args:
-            cost: (T,) float64, see `ExitTable`.
+            cost: (T,) float64, see `ExitTable`; where costs vary, the mean over the images instead.
             metadata: of the table; the number of failures is added.
             more: further arrays of the table, such as milliseconds.
 
@@ -208,6 +211,10 @@ class Parts:
             "cost": Pieces.of(np.asarray(cost, np.float64)),
             **{name: Pieces.of(array) for name, array in more.items()},
         }
+        if self.costs_vary:
+            total = sum(piece.sum(axis=0) for piece in every("image_cost"))
+            arrays["cost"] = Pieces.of(np.asarray(total / kept, np.float64))
+            arrays["image_cost"] = Pieces(shape, np.dtype(np.float64), every("image_cost"))
         if self.temperatures:
             arrays["temperatures"] = Pieces.of(np.array(self.temperatures, np.float64))
             planes = range(len(self.temperatures))

@@ -13,16 +13,42 @@ from torch import Tensor, nn
 
 from anchornet_ext._extension import require_device
 from anchornet_ext.data.transforms import Preprocessing
-from anchornet_ext.inference import TwoStageClassifier
+from anchornet_ext.inference import TwoStageClassifier, lazy_exits
 from anchornet_ext.inference.early_exit import evaluating
 from anchornet_ext.inference.passes import available_patches, check_logits
 from anchornet_ext.inference.policies import patch_locations
 from anchornet_ext.inference.storage import checksum, read_config, resolve
 from anchornet_ext.models import build_backbone, count_macs, require_input_size
 from anchornet_ext.models.backbones import pretrained_classes
+from anchornet_ext.models.single_exit import SingleExit
 from anchornet_ext.models.tuning import tune
 from anchornet_ext.ops import gather_patches
+from anchornet_ext.policy.exit_policy import ExitPolicy
 from anchornet_ext.training.checkpoint import load_weights
+
+
+class Answers(Protocol):
+    """What comes out of `ExitSystem.classify` for B images, on the images' device."""
+
+    @property
+    def label(self) -> Tensor:
+        """(B,) int64, index of the predicted class."""
+        ...
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(B, n) of the answer."""
+        ...
+
+    @property
+    def exit_step(self) -> Tensor:
+        """(B,) int64, the exit where each image left, from 1."""
+        ...
+
+    @property
+    def macs(self) -> Tensor:
+        """(B,) int64, multiply-adds that each image cost."""
+        ...
 
 
 class ExitSystem(Protocol):
@@ -37,6 +63,10 @@ class ExitSystem(Protocol):
         preprocessing: how a photo becomes its input.
         temperature_scales: whether dividing `anytime_logits` by a temperature is what the running
             system does; else no temperature grid is collected.
+        costs_vary: whether images that leave at one exit cost differently; then it has
+            `logits_and_costs` as well (see `VaryingCosts`).
+        policy: when images leave unless told otherwise; None: never early.
+        device: where it runs.
         about: whatever else a report should say, for JSON.
     """
 
@@ -55,10 +85,37 @@ class ExitSystem(Protocol):
     @property
     def temperature_scales(self) -> bool: ...
     @property
+    def costs_vary(self) -> bool: ...
+    @property
+    def policy(self) -> ExitPolicy | None: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
     def about(self) -> Mapping[str, Any]: ...
 
     def macs_per_exit(self) -> tuple[int, ...]:
-        """(T,) multiply-adds of an image that leaves at exit 1, ..., T."""
+        """(T,) multiply-adds of an image that leaves at exit 1, ..., T.
+
+        Where costs vary, of a typical image; the exit table then has the mean of its images'.
+        """
+        ...
+
+    def classify(
+        self,
+        images: Tensor,
+        thresholds: Sequence[float] | None = None,
+        exit_at: int | None = None,
+        *,
+        policy: ExitPolicy | None = None,
+    ) -> Answers:
+        """Real early exit: what an image does not need is not computed.
+
+        Args:
+            images: (B, 3, S, S) normalised by `preprocessing`, on the system's device.
+            thresholds: T - 1 of them, short for `policy=ExitPolicy(thresholds)`.
+            exit_at: every image leaves at this exit, 1 to T.
+            policy: None, without the others: the system's own.
+        """
         ...
 
     def anytime_logits(self, images: Tensor) -> Tensor:
@@ -74,6 +131,14 @@ class ExitSystem(Protocol):
         ...
 
 
+class VaryingCosts(ExitSystem, Protocol):
+    """A system whose images cost differently at the same exit, by what they show (SAR)."""
+
+    def logits_and_costs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`anytime_logits`, and (B, T) int64 multiply-adds of each image at each exit."""
+        ...
+
+
 class TwoStageSystem:
     """A two-stage classifier: the glance, then the patches (see `ExitSystem`).
 
@@ -82,6 +147,8 @@ class TwoStageSystem:
         name, checksum: see `ExitSystem`.
         about: added to what is said of it.
     """
+
+    costs_vary = False
 
     def __init__(
         self,
@@ -140,6 +207,27 @@ class TwoStageSystem:
         """With the criterion "probabilities", temperatures change the sums and not only their
         confidence: what one exit's does depends on those before."""
         return self.classifier.criterion == "logits"
+
+    @property
+    def policy(self) -> ExitPolicy | None:
+        """As the model was saved with."""
+        return self.classifier.policy
+
+    @property
+    def device(self) -> torch.device:
+        """The classifier's."""
+        return next(self.classifier.parameters()).device
+
+    def classify(
+        self,
+        images: Tensor,
+        thresholds: Sequence[float] | None = None,
+        exit_at: int | None = None,
+        *,
+        policy: ExitPolicy | None = None,
+    ) -> Answers:
+        """Algorithm 1 (see `inference.early_exit`)."""
+        return self.classifier.classify(images, thresholds, exit_at, policy=policy)
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -206,6 +294,8 @@ class PlainNetwork:
 
     num_exits = 1
     temperature_scales = True
+    costs_vary = False
+    policy: ExitPolicy | None = None
 
     def __init__(
         self,
@@ -218,6 +308,7 @@ class PlainNetwork:
     ) -> None:
         side = preprocessing.crop_size
         require_input_size(network, side)
+        self.device = torch.device(device)
         self.name = name
         self.preprocessing = preprocessing
         self.class_names: Sequence[str] = tuple(class_names)
@@ -226,7 +317,8 @@ class PlainNetwork:
         self.checksum = _checksum(network, preprocessing)
         self.about: Mapping[str, Any] = {"image_size": side, **(about or {})}
         self._macs = count_macs(network, (3, side, side))
-        self.network: nn.Module = tune(network, image_size=(side, side)).to(torch.device(device))
+        self.network: nn.Module = tune(network, image_size=(side, side)).to(self.device)
+        self._exits = SingleExit(self.network, self.num_classes, name).eval()
 
     @classmethod
     def load(
@@ -267,15 +359,23 @@ class PlainNetwork:
         """The whole network's, counted."""
         return (self._macs,)
 
+    def classify(
+        self,
+        images: Tensor,
+        thresholds: Sequence[float] | None = None,
+        exit_at: int | None = None,
+        *,
+        policy: ExitPolicy | None = None,
+    ) -> Answers:
+        """All images go to the one exit there is."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        return lazy_exits.classify(self._exits, images, thresholds, exit_at, policy=policy)
+
     def anytime_logits(self, images: Tensor) -> Tensor:
         """The network's logits, (1, B, n)."""
         with torch.no_grad():
-            logits: Tensor = self.network(images.contiguous(memory_format=torch.channels_last))
-        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
-            raise ValueError(
-                f"{self.name} gives {tuple(logits.shape)}, expected {self.num_classes} classes"
-            )
-        return logits.float()[None]
+            logits: Tensor = self._exits(images.contiguous(memory_format=torch.channels_last))
+        return logits.float()
 
 
 def _checksum(network: nn.Module, preprocessing: Preprocessing) -> str:

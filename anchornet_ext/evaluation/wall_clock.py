@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,9 @@ from anchornet_ext.policy.exit_policy import ExitPolicy
 from anchornet_ext.policy.exit_table import ExitTable
 
 from .latency import PlainRun, measure_runs
+from .listing import Listing
 from .report_data import Latency
-from .systems import PlainNetwork, TwoStageSystem
+from .systems import ExitSystem, PlainNetwork, TwoStageSystem
 from .timing import interleaved_median
 
 #: Rounds of the measurement.
@@ -51,20 +52,49 @@ def rebuild_plain(table: ExitTable, device: torch.device) -> PlainNetwork | str:
     return network
 
 
-def plain_milliseconds(plain: PlainNetwork, batch_size: int) -> NDArray[np.float64]:
-    """(1,) of an image in a full batch, for `ExitTable.milliseconds`."""
-    side = plain.preprocessing.crop_size
-    device = next(plain.network.parameters()).device
-    images = torch.randn(batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
-    images = images.to(device)
-    timing = interleaved_median(
-        {plain.name: lambda: plain.anytime_logits(images)}, REPEATS, device=device
-    )[plain.name]
-    return np.array([1e3 * timing.median / batch_size])
+def exit_milliseconds(
+    system: ExitSystem, listing: Listing, batch_size: int, device: torch.device
+) -> NDArray[np.float64] | None:
+    """(T,) of an image that leaves at exit t in a full batch, for `ExitTable.milliseconds`.
+
+    Real early exit of one batch of the photos, each exit in turns with the others. A later exit
+    cannot take less time; where the clock says so, both get their mean. None if none of the photos
+    can be read.
+    """
+    chosen = np.linspace(0, len(listing) - 1, min(batch_size, len(listing))).round().astype(int)
+    paths = listing.full_paths()
+    crops = _read([paths[n] for n in chosen], [system.preprocessing])
+    if not crops:
+        return None
+    photos = torch.stack([crops[k][0] for k in sorted(crops)])
+    images = system.preprocessing.normalise(photos).to(device)
+
+    def leaving_at(step: int) -> Callable[[], object]:
+        return lambda: system.classify(images, exit_at=step)
+
+    contenders = {str(step): leaving_at(step) for step in range(1, system.num_exits + 1)}
+    timings = interleaved_median(contenders, REPEATS, warmup=1, device=device)
+    measured = np.array([1e3 * timings[name].median / len(images) for name in contenders])
+    return increasing(measured)
+
+
+def increasing(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The closest increasing values: neighbours in the wrong order get their mean (and a hair)."""
+    blocks: list[tuple[float, int]] = []  # mean, how many
+    for value in values.tolist():
+        blocks.append((value, 1))
+        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
+            (first, many), (second, more) = blocks[-2:]
+            total = many + more
+            blocks[-2:] = [((first * many + second * more) / total, total)]
+    result = np.repeat([mean for mean, _ in blocks], [many for _, many in blocks])
+    for t in range(1, len(result)):
+        result[t] = max(result[t], np.nextafter(result[t - 1], np.inf))
+    return np.asarray(result)
 
 
 def time_runs(
-    system: TwoStageSystem,
+    system: ExitSystem,
     table: ExitTable,
     folder: Path,
     policies: Mapping[str, ExitPolicy],
@@ -106,7 +136,7 @@ def time_runs(
         whole = plain.preprocessing.normalise(torch.stack([crops[k][1] for k in order]))
         run = PlainRun(plain.name, plain.network, whole, plain.macs_per_exit()[0])
     return measure_runs(
-        system.classifier,
+        system.classifier if isinstance(system, TwoStageSystem) else system,
         images,
         policies,
         plain=run,

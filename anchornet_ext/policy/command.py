@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         policy.save(args.out)
         print(f"wrote {args.out}")
     if args.install is not None:
-        from anchornet_ext.inference.storage import install_policy
+        from anchornet_ext.systems.common.loading import install_policy
 
         install_policy(args.install, policy)
         print(f"the model in {args.install} uses it from now on")
@@ -206,10 +206,11 @@ def _require_costs(args: argparse.Namespace, table: ExitTable) -> None:
 
 def _require_model(folder: Path, table: ExitTable, *, cut: bool) -> None:
     """Raises ValueError where the table is not one of this model; a cut one is another's anyway."""
-    from anchornet_ext.inference.storage import checksum, read_config
+    from anchornet_ext.inference.storage import checksum
+    from anchornet_ext.systems.common.loading import read_model
 
-    config = read_config(folder)
-    exits = 1 + int(config["num_patches"])
+    config = read_model(folder)
+    exits = len(config["macs_per_exit"])
     if exits != table.num_exits:
         raise ValueError(f"--install {folder}: this model has {exits} exits, not {table.num_exits}")
     measured, here = table.metadata.get("checksum"), checksum(config)

@@ -35,6 +35,8 @@ class ExitTable:
         confidence: (N, T) float32 in [0, 1], what is compared with the thresholds.
         correct: (N, T) bool, whether the answer at that exit is right.
         cost: (T,) float64, multiply-adds of an image that leaves at exit t; increasing.
+        image_cost: (N, T) float64, multiply-adds of each image at each exit, for systems whose
+            images cost differently at the same exit; `cost` is its mean over the images.
         prediction: (N, T) int32, the answer at each exit, an index of a class.
         label: (N,) int32, the right answer.
         top5: (N, T) bool, whether the label is among the five most probable classes.
@@ -62,6 +64,7 @@ class ExitTable:
     scaled_confidence: NDArray[np.float32] | None = None
     scaled_nll: NDArray[np.float32] | None = None
     image_ids: NDArray[np.bytes_] | None = None
+    image_cost: NDArray[np.float64] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,6 +79,7 @@ class ExitTable:
         self._keep("top5", "bool", (images, exits))
         for name in ("cost", "milliseconds"):
             self._keep_increasing(name, exits)
+        self._check_image_cost(images, exits)
         self._check_answers()
         self._check_grid(images, exits)
         if self.image_ids is not None:
@@ -158,7 +162,7 @@ class ExitTable:
 
     def with_cost(self, cost: ArrayLike) -> ExitTable:
         """The same with these multiply-adds (T,) instead of the ones it has or lacks."""
-        return replace(self, cost=np.asarray(cost, np.float64))
+        return replace(self, cost=np.asarray(cost, np.float64), image_cost=None)
 
     def with_answer(self, answer: Answer) -> ExitTable:
         """The same under another rule of which prediction an image leaves with.
@@ -322,6 +326,16 @@ class ExitTable:
                 f"{name} must be positive and increase from exit to exit, got {values.tolist()}"
             )
 
+    def _check_image_cost(self, images: int, exits: int) -> None:
+        if self.image_cost is None:
+            return
+        self._keep("image_cost", "float64", (images, exits))
+        if self.cost is None:
+            raise ValueError("there is image_cost, but no cost")
+        smallest, largest = self.image_cost.min(), self.image_cost.max()
+        if not (smallest > 0 and largest < np.inf):  # also NaN
+            raise ValueError(f"image_cost must be positive, got {smallest:g} to {largest:g}")
+
     def _check_answers(self) -> None:
         names = self.class_names
         if names is not None and not (
@@ -395,12 +409,16 @@ _IMAGE_AXIS = {
     "prediction": 0,
     "label": 0,
     "top5": 0,
+    "image_cost": 0,
     "scaled_confidence": 1,
     "scaled_nll": 1,
     "image_ids": 0,
 }
 #: Arrays whose last dimension is the exits.
-_PER_EXIT = ("confidence", "correct", "prediction", "top5", "scaled_confidence", "scaled_nll")
+_PER_EXIT = (
+    *("confidence", "correct", "prediction", "top5", "image_cost"),
+    *("scaled_confidence", "scaled_nll"),
+)
 _ARRAYS = (*_IMAGE_AXIS, "cost", "milliseconds", "temperatures")
 _GRID = ("temperatures", "scaled_confidence", "scaled_nll")
 _NO_GRID: dict[str, Any] = dict.fromkeys(_GRID)

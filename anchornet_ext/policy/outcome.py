@@ -76,7 +76,9 @@ def outcome(table: ExitTable, thresholds: ArrayLike, costs: str = "macs") -> Out
     return Outcome(
         exit_index=index,
         accuracy=_share_at(table.correct, index),
-        cost=float(share @ cost),
+        cost=float(share @ cost)
+        if costs != "macs" or table.image_cost is None
+        else float(np.take_along_axis(table.image_cost, index[:, None], axis=1).mean()),
         share=share,
         top5=None if table.top5 is None else _share_at(table.top5, index),
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from anchornet_ext.evaluation.systems import ExitSystem, TwoStageSystem
 from anchornet_ext.inference.storage import FORMAT as TWO_STAGE
 from anchornet_ext.inference.storage import install_policy as install_two_stage_policy
+from anchornet_ext.inference.storage import read_config as read_two_stage_config
 from anchornet_ext.inference.storage import resolve
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
@@ -23,7 +25,11 @@ def model_folder(folder_or_name: str | PathLike[str]) -> Path:
     Raises:
         FileNotFoundError: there is none; of a run that is not finished, it says so.
     """
-    folder = resolve(folder_or_name)
+    return _inside(resolve(folder_or_name))
+
+
+def _inside(folder: Path) -> Path:
+    """The folder itself, or that of the model in the run that it is of."""
     if (folder / MODEL / storage.CONFIG).is_file():
         return folder / MODEL
     if (folder / storage.CONFIG).is_file() and "stages" in storage.read_config(folder):
@@ -63,13 +69,30 @@ def load_system(folder_or_name: str | PathLike[str], device: torch.device) -> Ex
     )
 
 
-def install_policy(folder_or_name: str | PathLike[str], policy: ExitPolicy | None) -> None:
+def read_model(folder: Path) -> dict[str, Any]:
+    """The checked configuration of a saved model, with its "macs_per_exit".
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such model, or it is damaged.
+    """
+    folder = _inside(folder)
+    config = storage.read_config(folder)
+    if config.get("format") == storage.FORMAT:
+        storage.read(folder)
+        return config
+    config = read_two_stage_config(folder)
+    # Of format version 1, say, which had no costs.
+    config.setdefault("macs_per_exit", [0] * (1 + int(config["num_patches"])))
+    return config
+
+
+def install_policy(folder: Path, policy: ExitPolicy | None) -> None:
     """Makes `policy` the one that a saved model uses by itself; None takes it away.
 
     Raises:
         FileNotFoundError, ValueError: there is no such model, or the policy is for other exits.
     """
-    folder = model_folder(folder_or_name)
+    folder = _inside(folder)
     if storage.read_config(folder).get("format") == storage.FORMAT:
         storage.install_policy(folder, policy)
     else:

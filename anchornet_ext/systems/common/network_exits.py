@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,16 +11,14 @@ from torch import Tensor, nn
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.inference.early_exit import evaluating
 from anchornet_ext.inference.lazy_exits import ExitClassification, LazyNetwork, classify
-from anchornet_ext.models.norm_folding import fold_batch_norms
+from anchornet_ext.models.tuning import tune
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
 
 class NetworkExits:
     """A network that goes from exit to exit, ready to be evaluated (see `ExitSystem`).
 
-    It is copied to the device in eval mode, its batch norms folded into the convolutions before
-    them wherever that is exact, its weights in channels_last: what every network of this package is
-    given before it is timed.
+    It is copied to the device and tuned like every network that is timed (`models.tuning.tune`).
 
     Args:
         network: maps images (B, 3, S, S), and begins as `LazyNetwork` says.
@@ -31,6 +28,7 @@ class NetworkExits:
         device: where it runs.
         policy: when images leave unless told otherwise.
         about: whatever else a report should say.
+        explanation: what kind of system it is, for a reader who does not know it.
     """
 
     #: `classify` divides an exit's logits by a policy's temperature, as the table's grid does.
@@ -48,6 +46,7 @@ class NetworkExits:
         device: torch.device,
         policy: ExitPolicy | None = None,
         about: Mapping[str, Any] | None = None,
+        explanation: str | None = None,
     ) -> None:
         self.name = name
         self.checksum = checksum
@@ -56,11 +55,11 @@ class NetworkExits:
         self.preprocessing = preprocessing
         self.device = device
         self.policy = policy
+        self.explanation = explanation
         side = preprocessing.crop_size
         self.about: Mapping[str, Any] = {"image_size": side, **(about or {})}
-        tuned: Any = copy.deepcopy(network).eval().requires_grad_(False)
-        fold_batch_norms(tuned, (side, side))
-        self._module: nn.Module = tuned.to(device).to(memory_format=torch.channels_last)
+        tuned: Any = tune(network, image_size=(side, side)).network.to(device)
+        self._module: nn.Module = tuned
         self.network: LazyNetwork = tuned
 
     @property

@@ -107,5 +107,6 @@ class NetworkSystem(System):
             preprocessing=saved.preprocessing,
             device=device,
             policy=saved.policy,
-            about={"model": str(folder), "system_kind": self.name, "options": dict(saved.options)},
+            about={"model": str(folder), "kind": self.name, "options": dict(saved.options)},
+            explanation=self.explanation,
         )

@@ -30,6 +30,8 @@ class System(ABC):
         name: on the command line and in files; that of its file.
         title: in reports.
         summary: one line for --help.
+        explanation: a few sentences for the reader of a report; None: what the number of exits
+            tells.
         Options: a frozen dataclass of `_options.option` fields: the command's flags and what is
             saved with the model. Its `__post_init__` raises ValueError for bad values.
         stages: what is trained, in the order in which the stages need each other.
@@ -38,6 +40,7 @@ class System(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     summary: ClassVar[str]
+    explanation: ClassVar[str | None] = None
     Options: ClassVar[type[Any]]
     stages: ClassVar[tuple[Stage, ...]]
 
