@@ -5,6 +5,9 @@ Three things take turns: the stream over all images; `classify` on one batch aft
 with selection, and of cutting patches and focus as the images need together, and nothing else. The
 stream's ratio over the ideal has the goal 0.95. The mixes are made by thresholds between the
 images' own confidences, so that the wanted share leaves at each exit.
+
+The ideal looks at every image once in the glance, as the stream does, and not at one batch that
+stays in the caches; images for AnchorNet and for the patches are scattered over all, as slots are.
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ from anchornet_ext.inference import TwoStageClassifier
 from anchornet_ext.inference.early_exit import Classification
 from anchornet_ext.inference.passes import (
     Passes,
-    channels_last,
     check_image_size,
     compiled_passes,
     plain_passes,
@@ -47,6 +49,7 @@ MIXES = {
     "all at the last exit": (0.0, 0.0, 0.0, 0.0, 1.0),
 }
 NUM_EXITS = 5
+PIXELS = ("uint8", "float32")
 QUICK_MIXES = ("half at every exit", "all at the last exit")
 DEFAULT_MODEL = "caltech101"
 
@@ -66,6 +69,12 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         choices=MIXES,
         metavar="MIX",
         help=f"how images leave: {', '.join(MIXES)} (default: all)",
+    )
+    group.add_argument(
+        "--pixels",
+        choices=PIXELS,
+        default=PIXELS[0],
+        help="bytes, as photos are, or normalised images (default: %(default)s)",
     )
     group.add_argument(
         "--compile-stream", metavar="MODE", help="the stream's passes by torch.compile in this mode"
@@ -94,11 +103,12 @@ def measure(options: Options) -> Iterator[Row]:
     arguments = options.arguments
     count = getattr(arguments, "images", None) or (24 if options.quick else 512)
     compiled = getattr(arguments, "compile_stream", None)
+    pixels = getattr(arguments, "pixels", PIXELS[0])
     mixes = getattr(arguments, "mixes", None) or (QUICK_MIXES if options.quick else MIXES)
     for name in _names(options):
         model = _build_model(name, options)
         for size in _sizes(options):
-            images = _images(count, size, options.device)
+            images = _images(count, size, pixels, options.device)
             confidence = _confidence(model, images)
             passes = plain_passes(model, (size, size))
             if compiled:
@@ -111,6 +121,7 @@ def measure(options: Options) -> Iterator[Row]:
                         "batch": batch,
                         "size": size,
                         "images": count,
+                        "pixels": pixels,
                     }
                     if compiled:
                         settings["compiled"] = f"compiled: {compiled}"
@@ -191,16 +202,21 @@ class Runs:
             "focus": sum((step - 1) * count for step, count in exits.items()),
         }
         # Scattered, as the slots of a batch are.
-        self._index = torch.randperm(len(images))[:batch].to(images.device)
+        generator = torch.Generator().manual_seed(0)
+        turns = 2 + batch // len(images)  # so that a batch may begin anywhere
+        index = torch.randperm(len(images), generator=generator)
+        self._index = index.repeat(turns).to(images.device)
         room = torch.tensor([side - model.patch_size + 1 for side in images.shape[2:]])
-        self._corners = (torch.rand(batch, 2) * room).long().to(images.device)
+        corners = (torch.rand(len(self._index), 2, generator=generator) * room).long()
+        self._corners = corners.to(images.device)
+        self._normalisation = model.normalisation() if images.dtype == torch.uint8 else {}
         passes_by_name = {
             "glance": self._glance,
             "localise": self._localise,
             "focus": self._focus,
         }
         self._calls = [
-            (passes_by_name[kind], min(batch, count - begin))
+            (passes_by_name[kind], begin % len(images), min(batch, count - begin))
             for kind, count in self.looks.items()
             for begin in range(0, count, batch)
         ]
@@ -223,25 +239,33 @@ class Runs:
 
     def ideal(self) -> None:
         """The passes that the images need, in whole batches, without deciding anything."""
-        for run, size in self._calls:
-            run(size)
+        for run, begin, size in self._calls:
+            run(begin, size)
 
-    def _glance(self, size: int) -> object:
-        small = self._model.glance_input(self._images[:size])
-        return self._passes.glance(channels_last(small))
+    def _glance(self, begin: int, size: int) -> object:
+        small = self._model.glance_input(self._images[begin : begin + size])
+        return self._passes.glance(small)
 
-    def _localise(self, size: int) -> object:
-        return self._passes.localise(channels_last(self._images[self._index[:size]]))
+    def _localise(self, begin: int, size: int) -> object:
+        index = self._index[begin : begin + size]
+        origin = torch.zeros_like(self._corners[: len(index)])
+        return self._passes.localise(self._cut(index, origin, tuple(self._images.shape[2:])))
 
-    def _focus(self, size: int) -> object:
-        patches = gather_patches(
+    def _focus(self, begin: int, size: int) -> object:
+        index = self._index[begin : begin + size]
+        corners = self._corners[begin : begin + size]
+        side = self._model.patch_size
+        return self._passes.focus(self._cut(index, corners, (side, side)))
+
+    def _cut(self, index: Tensor, corners: Tensor, size: tuple[int, ...]) -> Tensor:
+        return gather_patches(
             self._images,
-            self._corners[:size],
-            self._model.patch_size,
-            image_index=self._index[:size],
+            corners,
+            size,
+            image_index=index,
             memory_format=torch.channels_last,
+            **self._normalisation,
         )
-        return self._passes.focus(patches)
 
 
 def in_batches(images: Tensor, batch: int) -> list[Tensor]:
@@ -266,9 +290,12 @@ def _build_model(name: str, options: Options) -> TwoStageClassifier:
     return TwoStageClassifier(AnchorNet(1000), *networks).to(options.device).eval().tuned()
 
 
-def _images(count: int, size: int, device: torch.device) -> Tensor:
+def _images(count: int, size: int, pixels: str, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(count, 3, size, size, generator=generator).to(device)
+    images = torch.randn(count, 3, size, size, generator=generator)
+    if pixels == "uint8":
+        images = (128 + 60 * images).clamp_(0, 255).to(torch.uint8)
+    return images.to(device)
 
 
 def _confidence(model: TwoStageClassifier, images: Tensor) -> Tensor:

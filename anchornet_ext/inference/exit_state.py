@@ -62,9 +62,9 @@ class ExitState:
 
     def clear(self, rows: Tensor) -> None:
         """Forgets the images of `rows` (A,), so that others can take their places."""
-        self._sums[rows] = 0
-        self._confidence[rows] = math.nan
-        self._step_label[rows] = -1
+        self._sums.index_fill_(0, rows, 0)
+        self._confidence.index_fill_(0, rows, math.nan)
+        self._step_label.index_fill_(0, rows, -1)
         if self._surest is not None:
             self._surest.clear(rows)
 
@@ -151,7 +151,7 @@ class _Surest:
 
     def clear(self, rows: Tensor) -> None:
         # The first input is never worse than this, and replaces the sums and the step.
-        self._confidence[rows] = -math.inf
+        self._confidence.index_fill_(0, rows, -math.inf)
 
     def update(
         self, running: Tensor, active: Tensor, confidence: Tensor, step: int | Tensor

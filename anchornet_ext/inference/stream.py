@@ -20,7 +20,7 @@ from anchornet_ext.policy.exit_policy import ExitPolicy
 from .exit_rules import exit_rules
 from .feeding import Arrival, arrivals
 from .passes import Passes, available_patches, check_image_size, compiled_passes, plain_passes
-from .scheduler import Pass, Scheduler, Work
+from .scheduler import Scheduler, Work
 from .stream_state import Outcome, Pending, StreamState
 
 if TYPE_CHECKING:
@@ -223,7 +223,6 @@ class _Runner:
         self._full_macs = full_macs
         self._depth = depth
         self._arrival: dict[int, Arrival] = {}  # of the image in each slot
-        self._new: dict[int, Tensor] = {}  # images that the glance has not seen
         self._under_way: deque[tuple[Work, Pending | None]] = deque()
 
     def results(self, feed: Generator[Arrival, None, None]) -> Generator[StreamResult, None, None]:
@@ -235,7 +234,7 @@ class _Runner:
                 if len(self._under_way) < self._depth:
                     work = self._scheduler.next(more)
                     if work is not None:
-                        self._start(work)
+                        self._under_way.append((work, self._state.run(work)))
                         continue
                     if more and self._scheduler.room:
                         try:
@@ -264,13 +263,9 @@ class _Runner:
             return StreamResult(arrival.position, arrival.key, None, error)
         slot = self._scheduler.admit()
         assert arrival.image is not None
-        self._new[slot] = arrival.image
+        self._state.arrive(arrival.image)
         self._arrival[slot] = Arrival(arrival.position, arrival.key, None, None)
         return None
-
-    def _start(self, work: Work) -> None:
-        new = [self._new.pop(slot) for slot in work.slots] if work.kind is Pass.GLANCE else []
-        self._under_way.append((work, self._state.run(work, new)))
 
     def _finish(self, work: Work, pending: Pending | None) -> Iterator[StreamResult]:
         if pending is None:

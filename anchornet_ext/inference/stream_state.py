@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from anchornet_ext.ops import gather_patches
-
 from .early_exit import evaluating
 from .exit_rules import ExitRules
 from .exit_state import ExitState
-from .passes import Passes, channels_last, check_logits, map_size
+from .passes import Passes, check_logits, map_size
 from .scheduler import Pass, Work
+from .slot_images import SlotImages
 
 if TYPE_CHECKING:
     from .two_stage import TwoStageClassifier
 
+#: A pass over the images at `places` (3, A): row of the image, row of everything else, step.
+PlacedPass = Callable[[Tensor], "Outcome | None"]
+#: Makes something of a pass that does the same for places of a shape that never changes.
+Recorder = Callable[[PlacedPass, Tensor], PlacedPass]
+
 
 class Outcome(NamedTuple):
-    """What A images have come to after an input, on the host; see `early_exit.Classification`."""
+    """What A images have come to after an input; see `early_exit.Classification`."""
 
     stays: Tensor
     """(A,) int64: the slots of those that are not sure enough to leave, and -1 behind them."""
@@ -51,6 +55,7 @@ class Pending:
             self._event.record(torch.cuda.current_stream(outcome.stays.device))
 
     def wait(self) -> Outcome:
+        """On the host. Rows beyond the pass's own images have no meaning."""
         if self._event is not None:
             self._event.synchronize()
         return self._outcome
@@ -63,8 +68,11 @@ class StreamState:
         classifier: whose settings hold; its device and its dtype are used.
         passes: what runs the networks.
         rules: when images leave.
-        slots: rows of every buffer. The images take 3 H W numbers of the networks' dtype each.
-        batch: the size to which incomplete batches are filled up if the passes ask for it.
+        slots: images that can be under way.
+        batch: images of a whole pass. Incomplete ones are filled up if the passes ask for it, with
+            rows of their own, so that all shapes are constant.
+        record: see `Recorder`; None runs the passes as they are. With it the batch is constant.
+        in_flight: passes that may be under way at a time.
     """
 
     # The buffers are written to in every pass, which may run in inference mode or not.
@@ -76,138 +84,128 @@ class StreamState:
         rules: ExitRules,
         slots: int,
         batch: int,
+        *,
+        record: Recorder | None = None,
+        in_flight: int = 1,
     ) -> None:
         self._classifier = classifier
         self._modules = list(classifier.modules())
         self._passes = passes
+        self._slots = slots
         self._batch = batch
+        self._record = record
+        self._all_leave_at_the_glance = rules.last == 1
+        self._constant = passes.constant_batch or record is not None
         parameter = next(classifier.parameters())
-        self._device, self._dtype = parameter.device, parameter.dtype
-        sums = torch.promote_types(self._dtype, torch.float32)
-        self._exits = ExitState(slots, classifier.num_classes, rules, sums, self._device)
-        self._images = parameter.new_empty((slots, 3, *passes.image_size), requires_grad=False)
-        # On the CPU, where fresh memory is dear: AnchorNet's input, gathered and converted in one.
-        self._staging: Tensor | None = None
-        if self._device.type == "cpu":
-            self._staging = channels_last(self._images.new_empty(batch, *self._images.shape[1:]))
-        self._planned = torch.full(
-            (slots, rules.num_exits - 1, 2), -1, dtype=torch.int64, device=self._device
+        self._device = parameter.device
+        sums = torch.promote_types(parameter.dtype, torch.float32)
+        rows = slots + batch
+        self._images = SlotImages(classifier, slots, batch, passes.image_size, in_flight)
+        self._exits = ExitState(rows, classifier.num_classes, rules, sums, self._device)
+        self._planned = torch.zeros(
+            (rows, rules.num_exits - 1, 2), dtype=torch.int64, device=self._device
         )
-        self._anchor_label = self._planned.new_zeros(slots)  # (S,)
+        self._anchor_label = self._planned.new_zeros(rows)  # (R,)
         self._map = torch.zeros(
-            slots, *map_size(classifier, passes.image_size), dtype=sums, device=self._device
-        )  # (S, h, w)
+            rows, *map_size(classifier, passes.image_size), dtype=sums, device=self._device
+        )  # (R, h, w)
         self._rank = torch.arange(1, rules.num_exits, device=self._device)  # (T - 1,)
+        self._plain: dict[Pass, PlacedPass] = {
+            Pass.GLANCE: self._glance,
+            Pass.LOCALISE: self._localise,
+            Pass.FOCUS: self._focus,
+        }
+        self._recorded: dict[Pass, PlacedPass] = {}
 
     @torch.no_grad()
-    def run(self, work: Work, new: Sequence[Tensor] = ()) -> Pending | None:
+    def arrive(self, image: Tensor) -> None:
+        """Copies an image that waits for the glance: (3, H, W), uint8 or normalised."""
+        if self._images.put(image):
+            self._recorded.clear()  # they know the memory that the images were in before
+
+    @torch.no_grad()
+    def run(self, work: Work) -> Pending | None:
         """Starts a pass; AnchorNet's has no outcome.
 
         Args:
-            work: the pass, and the slots of its images.
-            new: for the glance, the images of these slots: (3, H, W), uint8 or normalised.
+            work: the pass, and the slots of its images; for the glance, of all that arrived since
+                the last one, in that order.
         """
         size = len(work.slots)
-        # Incomplete batches are filled up with the last image; what becomes of it is dropped.
-        filled = (self._batch - size) if self._passes.constant_batch else 0
-        places = torch.tensor((work.slots, work.steps))  # (2, A)
-        places = torch.cat((places, places[:, -1:].expand(2, filled)), dim=1)  # (2, A or b)
-        slots, steps = _to_device(places, self._device)
-        rows = slots[:size]
+        places = self._places(work)
         with evaluating(self._modules):
-            if work.kind is Pass.LOCALISE:
-                self._localise(slots, size)
-                return None
             if work.kind is Pass.GLANCE:
-                logits = self._glance(work.slots, rows, new, filled)
-            else:
-                logits = self._focus(slots, steps)
-        check_logits(self._classifier, logits, work.kind.value)
-        step = 1 if work.kind is Pass.GLANCE else steps[:size]
-        decided = self._exits.add(rows, logits[:size], step)
+                self._images.take(size)
+            outcome = self._runner(work.kind, places)(places)
+            if outcome is None:
+                return None
+            if work.kind is Pass.GLANCE and not self._all_leave_at_the_glance:
+                self._keep(places, outcome, size)
+        return Pending(outcome)
+
+    def _places(self, work: Work) -> Tensor:
+        """(3, A), or (3, b), on the device; without waiting for what that is doing."""
+        images, rows, steps = list(work.slots), list(work.slots), list(work.steps)
+        if self._constant:
+            filled = self._batch - len(rows)
+            # The spare row of images, and a row of its own for everything that is written.
+            images += [self._slots] * filled
+            rows += range(self._slots, self._slots + filled)
+            steps += steps[-1:] * filled
+        places = torch.tensor((images, rows, steps))
+        if self._device.type == "cuda":
+            places = places.pin_memory()
+        return places.to(self._device, non_blocking=True)
+
+    def _runner(self, kind: Pass, places: Tensor) -> PlacedPass:
+        if self._record is None:
+            return self._plain[kind]
+        if kind not in self._recorded:
+            self._recorded[kind] = self._record(self._plain[kind], places)
+        return self._recorded[kind]
+
+    def _keep(self, places: Tensor, outcome: Outcome, size: int) -> None:
+        """Stores the images that the glance left.
+
+        A GPU, which would have to be waited for to know which, stores them all.
+        """
+        if self._device.type != "cpu":
+            self._images.keep_all(places[0])
+            return
+        place_of = {slot: place for place, slot in enumerate(places[1, :size].tolist())}
+        staying = [slot for slot in outcome.stays.tolist() if slot in place_of]
+        self._images.keep([place_of[slot] for slot in staying], staying)
+
+    def _glance(self, places: Tensor) -> Outcome:
+        _, rows, _ = places
+        self._exits.clear(rows)
+        small = self._classifier.glance_input(self._images.arrived(len(rows)))
+        return self._taken_in(Pass.GLANCE, rows, self._passes.glance(small), 1)
+
+    def _localise(self, places: Tensor) -> None:
+        image_rows, rows, _ = places
+        found = self._passes.localise(self._images.whole(image_rows))
+        self._anchor_label[rows] = found.class_index
+        self._map[rows] = found.activation_map.to(self._map.dtype)
+        self._planned[rows, : found.top_left.shape[1]] = found.top_left
+
+    def _focus(self, places: Tensor) -> Outcome:
+        image_rows, rows, steps = places
+        patches = self._images.patches(self._planned[rows, steps - 2], image_rows)
+        return self._taken_in(Pass.FOCUS, rows, self._passes.focus(patches), steps)
+
+    def _taken_in(self, kind: Pass, rows: Tensor, logits: Tensor, step: int | Tensor) -> Outcome:
+        check_logits(self._classifier, logits, kind.value)
+        decided = self._exits.add(rows, logits, step)
         answers = self._exits.answers(rows)
         used = self._rank < answers.exit_step[:, None]  # (A, T - 1)
-        return Pending(
-            Outcome(
-                decided.active,
-                *answers,
-                top_left=torch.where(used[:, :, None], self._planned[rows], -1),
-                anchor_label=self._anchor_label[rows],
-                activation_map=self._map[rows],
-            )
+        return Outcome(
+            decided.active,
+            *answers,
+            top_left=torch.where(used[:, :, None], self._planned[rows], -1),
+            anchor_label=self._anchor_label[rows],
+            activation_map=self._map[rows],
         )
-
-    def _glance(
-        self, slots: Sequence[int], rows: Tensor, new: Sequence[Tensor], filled: int
-    ) -> Tensor:
-        self._exits.clear(rows)
-        if self._device.type == "cpu":
-            small = self._take_in_one_by_one(slots, new)
-        else:
-            small = self._take_in_together(rows, new)
-        if filled:
-            small = torch.cat((small, small[-1:].expand(filled, -1, -1, -1)))
-        return self._passes.glance(channels_last(small))
-
-    def _take_in_one_by_one(self, slots: Sequence[int], new: Sequence[Tensor]) -> Tensor:
-        """Stores the images; returns them resized, (A, 3, g, g).
-
-        A batch of them would be written to memory once more, which a small glance network notices.
-        """
-        small = []
-        for slot, image in zip(slots, new, strict=True):
-            row = self._images[slot : slot + 1]
-            row.copy_(self._normalise(image))
-            small.append(self._classifier.glance_input(row))
-        return torch.cat(small)
-
-    def _take_in_together(self, rows: Tensor, new: Sequence[Tensor]) -> Tensor:
-        """The same in few launches and, for images on the host, one transfer."""
-        dtypes = {image.dtype for image in new}
-        if len(dtypes) > 1 or any(image.device.type != "cpu" for image in new):
-            images = torch.stack(
-                [self._normalise(_to_device(image, self._device)) for image in new]
-            )
-        else:
-            images = self._normalise(_to_device(torch.stack(tuple(new)), self._device))
-        self._images.index_copy_(0, rows, images)
-        return self._classifier.glance_input(images)
-
-    def _localise(self, slots: Tensor, size: int) -> None:
-        if self._staging is None:
-            images = channels_last(self._images.index_select(0, slots))
-        else:
-            images = self._staging[: len(slots)]
-            for image, slot in zip(images, slots.tolist(), strict=True):
-                image.copy_(self._images[slot])
-        places = self._passes.localise(images)
-        rows = slots[:size]
-        self._anchor_label[rows] = places.class_index[:size]
-        self._map[rows] = places.activation_map[:size].to(self._map.dtype)
-        num_patches = places.top_left.shape[1]
-        self._planned[rows, :num_patches] = places.top_left[:size]
-
-    def _focus(self, slots: Tensor, steps: Tensor) -> Tensor:
-        patches = gather_patches(
-            self._images,
-            self._planned[slots, steps - 2],
-            self._classifier.patch_size,
-            image_index=slots,
-            memory_format=torch.channels_last,
-        )  # (A or b, 3, K, K)
-        return self._passes.focus(patches)
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        if images.dtype == torch.uint8:
-            return self._classifier.preprocessing.normalise(images, self._dtype)
-        return images.to(self._dtype)
-
-
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """From the host without waiting for what the device is doing."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def _to_pinned(tensor: Tensor) -> Tensor:

@@ -190,20 +190,22 @@ class TwoStageClassifier(nn.Module):
         return policy.thresholds
 
     def glance_input(self, images: Tensor) -> Tensor:
-        """Resizes (B, 3, H, W) to (B, 3, g, g), bicubic with corners aligned.
+        """Resizes (B, 3, H, W) to (B, 3, g, g) in channels_last, bicubic with corners aligned.
 
         Normalised images keep their type; uint8 images are normalised as the preprocessing says, in
         the networks' type.
         """
         size = (self.glance_size, self.glance_size)
+        layout = torch.channels_last
         if images.dtype == torch.uint8:
-            return resize_images(images, size, **self.normalisation())
+            return resize_images(images, size, memory_format=layout, **self.normalisation())
         # 3 to 10 times as fast as torch's on a CPU; on a GPU there are no figures yet.
         if images.device.type == "cpu" and _extension.available():
-            return resize_images(images, size)
+            return resize_images(images, size, memory_format=layout)
         if images.shape[0] == 0:  # the resampling kernels refuse an empty batch
             return images.new_empty((0, images.shape[1], *size))
-        return functional.interpolate(images, size=size, mode="bicubic", align_corners=True)
+        small = functional.interpolate(images, size=size, mode="bicubic", align_corners=True)
+        return small.contiguous(memory_format=layout)
 
     def normalisation(self) -> dict[str, Any]:
         """What `gather_patches` and `resize_images` need to make uint8 images the networks' input.
