@@ -37,6 +37,16 @@ class ExitRules:
         """T of the model, which `last` may be below."""
         return self.policy.num_exits
 
+    def answer_step(self, confidences: Sequence[float]) -> int:
+        """After which of its inputs, from 1, an image answers that leaves with these confidences.
+
+        "surest": NaN is the least sure, and of equal confidences the later wins.
+        """
+        if self.policy.answer == "last":
+            return len(confidences)
+        known = [-math.inf if math.isnan(one) else one for one in confidences]
+        return max(range(len(known)), key=lambda k: (known[k], k)) + 1
+
 
 def exit_rules(
     classifier: TwoStageClassifier,

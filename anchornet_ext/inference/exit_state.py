@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,13 +28,21 @@ class Answers(NamedTuple):
     step_label: Tensor
 
 
-class ExitState:
-    """Sums, confidences and predictions of the images in `num_rows` rows.
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """From the host, without waiting for what the device is doing."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
-    The images may be at different steps, and a row can be given to a new image.
+
+class RunningSums:
+    """What decides about R images: the sums of what the networks said, one row for each.
+
+    The images may be at different steps, and a row can be given to a new image. With the answer
+    rule "surest", the sums that an image was surest with are kept as well.
 
     Args:
-        num_rows: how many images there can be at a time.
+        num_rows: R.
         num_classes: n.
         rules: when images leave.
         dtype: of the sums, float32 or wider.
@@ -49,22 +58,13 @@ class ExitState:
         device: torch.device,
     ) -> None:
         self._rules = rules
-        shape = (num_rows, rules.num_exits)
         self._sums = torch.zeros(num_rows, num_classes, dtype=dtype, device=device)  # (R, n)
-        self._confidence = self._sums.new_full(shape, math.nan)  # (R, T)
-        self._step_label = torch.full(shape, -1, dtype=torch.int64, device=device)  # (R, T)
-        self._exit_step = torch.ones(num_rows, dtype=torch.int64, device=device)  # (R,)
         self._surest = _Surest(self._sums) if rules.policy.answer == "surest" else None
-        # Looked up on the device by images that are at different steps.
-        self._thresholds = self._sums.new_tensor(rules.thresholds)
-        temperatures = rules.policy.temperatures
-        self._temperatures = None if temperatures is None else self._sums.new_tensor(temperatures)
+        self._on_device: dict[str, Tensor] = {}
 
     def clear(self, rows: Tensor) -> None:
         """Forgets the images of `rows` (A,), so that others can take their places."""
         self._sums.index_fill_(0, rows, 0)
-        self._confidence.index_fill_(0, rows, math.nan)
-        self._step_label.index_fill_(0, rows, -1)
         if self._surest is not None:
             self._surest.clear(rows)
 
@@ -84,9 +84,9 @@ class ExitState:
         threshold: float | Tensor
         temperature: float | Tensor = 1.0
         if isinstance(index, Tensor):
-            threshold = self._thresholds[index]
-            if self._temperatures is not None:
-                temperature = self._temperatures[index]
+            threshold = self._looked_up("thresholds", rules.thresholds)[index]
+            if rules.policy.temperatures is not None:
+                temperature = self._looked_up("temperatures", rules.policy.temperatures)[index]
         else:
             threshold = rules.thresholds[index]
             temperature = rules.policy.temperature(index + 1)
@@ -99,36 +99,90 @@ class ExitState:
             temperature=temperature,
             criterion=rules.criterion,
         )
-        self._step_label[rows, index] = decided.prediction
-        self._confidence[rows, index] = decided.confidence.to(self._confidence.dtype)
-        self._exit_step[rows] = step  # the next input overwrites it for those that stay
         if self._surest is not None:
             self._surest.update(self._sums, rows, decided.confidence, step)
         return decided
 
-    def answers(self, rows: Tensor | None = None) -> Answers:
-        """What the images of `rows` (R,), or all, would answer if they left now."""
-        chosen = slice(None) if rows is None else rows
-        exit_step, step_label = self._exit_step[chosen], self._step_label[chosen]
-        sums, answer_step = self._sums[chosen], exit_step
-        if self._surest is not None:
-            sums, answer_step = self._surest.sums[chosen], self._surest.step[chosen]
-        return Answers(
-            label=step_label.gather(1, answer_step[:, None] - 1)[:, 0],
-            probabilities=self._probabilities(sums, answer_step),
-            exit_step=exit_step,
-            answer_step=answer_step,
-            confidence=self._confidence[chosen],
-            step_label=step_label,
-        )
+    def answer_step(self, rows: Tensor, step: int | Tensor) -> int | Tensor:
+        """After which input the images of `rows`, which have seen `step`, would answer now."""
+        return step if self._surest is None else self._surest.step[rows]
 
-    def _probabilities(self, sums: Tensor, step: Tensor) -> Tensor:
+    def probabilities(self, rows: Tensor | None, step: int | Tensor) -> Tensor:
+        """(A, n) of `rows` (A,), or of all: what they would answer if they left now.
+
+        Args:
+            rows: None means all.
+            step: `answer_step` of them.
+        """
+        kept = self._sums if self._surest is None else self._surest.sums
+        sums = kept if rows is None else kept[rows]
         if self._rules.criterion == "probabilities":
-            return sums / step[:, None]
-        if self._temperatures is not None:
+            return sums / (step[:, None] if isinstance(step, Tensor) else step)
+        temperatures = self._rules.policy.temperatures
+        if temperatures is not None:
             sums = sums - sums.amax(dim=1, keepdim=True)  # as exit_step: nothing overflows
-            sums /= self._temperatures[step - 1, None]
+            if isinstance(step, Tensor):
+                sums /= self._looked_up("temperatures", temperatures)[step - 1, None]
+            else:
+                sums /= self._rules.policy.temperature(step)
         return sums.softmax(dim=1)
+
+    def prepare(self) -> None:
+        """Copies what images at different steps look up to the device, if they are still to come.
+
+        A CUDA graph cannot do this while it is recorded.
+        """
+        self._looked_up("thresholds", self._rules.thresholds)
+        if self._rules.policy.temperatures is not None:
+            self._looked_up("temperatures", self._rules.policy.temperatures)
+
+    def _looked_up(self, name: str, values: Sequence[float]) -> Tensor:
+        """(T,) on the device, copied there once, without waiting for it."""
+        if name not in self._on_device:
+            on_host = torch.tensor(values, dtype=self._sums.dtype)
+            self._on_device[name] = to_device(on_host, self._sums.device)
+        return self._on_device[name]
+
+
+class ExitState(RunningSums):
+    """The sums of R images and what they were taken for after each input."""
+
+    def __init__(
+        self,
+        num_rows: int,
+        num_classes: int,
+        rules: ExitRules,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__(num_rows, num_classes, rules, dtype, device)
+        shape = (num_rows, rules.num_exits)
+        self._confidence = self._sums.new_full(shape, math.nan)  # (R, T)
+        self._step_label = torch.full(shape, -1, dtype=torch.int64, device=device)  # (R, T)
+        self._exit_step = torch.ones(num_rows, dtype=torch.int64, device=device)  # (R,)
+
+    def add(self, rows: Tensor, logits: Tensor, step: int | Tensor) -> ExitStep:
+        """As `RunningSums.add`."""
+        decided = super().add(rows, logits, step)
+        index = step - 1
+        self._step_label[rows, index] = decided.prediction
+        self._confidence[rows, index] = decided.confidence.to(self._confidence.dtype)
+        self._exit_step[rows] = step  # the next input overwrites it for those that stay
+        return decided
+
+    def answers(self) -> Answers:
+        """What the images would answer if they left now."""
+        rows = torch.arange(len(self._sums), device=self._sums.device)
+        answer_step = self.answer_step(rows, self._exit_step)
+        assert isinstance(answer_step, Tensor)
+        return Answers(
+            label=self._step_label.gather(1, answer_step[:, None] - 1)[:, 0],
+            probabilities=self.probabilities(None, answer_step),
+            exit_step=self._exit_step,
+            answer_step=answer_step,
+            confidence=self._confidence,
+            step_label=self._step_label,
+        )
 
 
 class _Surest:

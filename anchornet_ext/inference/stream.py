@@ -7,9 +7,10 @@ new images take the places of those that left.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,11 +18,11 @@ from torch import Tensor
 
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
-from .exit_rules import exit_rules
+from .exit_rules import ExitRules, exit_rules
 from .feeding import Arrival, arrivals
 from .passes import Passes, available_patches, check_image_size, compiled_passes, plain_passes
 from .scheduler import Scheduler, Work
-from .stream_state import Outcome, Pending, StreamState
+from .stream_state import Decided, Localised, Pending, StreamState
 
 if TYPE_CHECKING:
     from .two_stage import TwoStageClassifier
@@ -156,13 +157,15 @@ def stream(
         patience = PATIENCE_IN_BATCHES * batch
     scheduler = Scheduler(slots, batch, rules.last, patience)
     macs = classifier.macs_per_exit(passes.image_size)
+    depth = 2 if next(classifier.parameters()).is_cuda else 1
     runner = _Runner(
         scheduler,
-        StreamState(classifier, passes, rules, slots, batch),
+        StreamState(classifier, passes, rules, slots, batch, in_flight=depth),
+        rules,
         passes.image_size,
         macs=macs,
         full_macs=macs[num_patches],
-        depth=2 if next(classifier.parameters()).is_cuda else 1,
+        depth=depth,
     )
     results = runner.results(arrivals(source, load, workers, ahead=2 * batch))
     return _in_order(results) if ordered else results
@@ -211,6 +214,7 @@ class _Runner:
         self,
         scheduler: Scheduler,
         state: StreamState,
+        rules: ExitRules,
         image_size: tuple[int, int],
         macs: Sequence[int],
         full_macs: int,
@@ -218,12 +222,13 @@ class _Runner:
     ) -> None:
         self._scheduler = scheduler
         self._state = state
+        self._rules = rules
         self._image_size = image_size
         self._macs = macs
         self._full_macs = full_macs
         self._depth = depth
-        self._arrival: dict[int, Arrival] = {}  # of the image in each slot
-        self._under_way: deque[tuple[Work, Pending | None]] = deque()
+        self._records: dict[int, _Record] = {}  # of the image in each slot
+        self._under_way: deque[tuple[Work, Pending]] = deque()
 
     def results(self, feed: Generator[Arrival, None, None]) -> Generator[StreamResult, None, None]:
         """The results of what `feed` gives, as they come."""
@@ -264,42 +269,93 @@ class _Runner:
         slot = self._scheduler.admit()
         assert arrival.image is not None
         self._state.arrive(arrival.image)
-        self._arrival[slot] = Arrival(arrival.position, arrival.key, None, None)
+        self._records[slot] = _Record(arrival.position, arrival.key)
         return None
 
-    def _finish(self, work: Work, pending: Pending | None) -> Iterator[StreamResult]:
-        if pending is None:
-            self._scheduler.finish(work)
-            return
+    def _finish(self, work: Work, pending: Pending) -> Iterator[StreamResult]:
         outcome = pending.wait()
+        records = [self._records[slot] for slot in work.slots]
+        if isinstance(outcome, Localised):
+            self._scheduler.finish(work)
+            _note_places(records, outcome)
+            return
+        _note_answers(records, outcome)
         left = set(self._scheduler.finish(work, set(outcome.stays.tolist())))
         rows = [row for row, slot in enumerate(work.slots) if slot in left]
-        found = self._classifications(outcome, rows)
-        for row, one in zip(rows, found, strict=True):
-            arrival = self._arrival.pop(work.slots[row])
-            yield StreamResult(arrival.position, arrival.key, one, None)
-
-    def _classifications(self, outcome: Outcome, rows: list[int]) -> Iterator[ImageClassification]:
         # Copied out together, so that a result that is kept does not keep the batch.
-        index = torch.tensor(rows, dtype=torch.int64)
-        out = Outcome._make(tensor.index_select(0, index) for tensor in outcome)
-        labels, anchor_labels = out.label.tolist(), out.anchor_label.tolist()
-        steps, answer_steps = out.exit_step.tolist(), out.answer_step.tolist()
-        for row, step in enumerate(steps):
-            localised = step > 1
-            yield ImageClassification(
-                label=labels[row],
-                probabilities=out.probabilities[row],
-                exit_step=step,
-                answer_step=answer_steps[row],
-                confidence=out.confidence[row],
-                step_label=out.step_label[row],
-                top_left=out.top_left[row],
-                anchor_label=anchor_labels[row] if localised else None,
-                activation_map=out.activation_map[row] if localised else None,
-                macs=self._macs[step - 1],
-                full_macs=self._full_macs,
+        probabilities = outcome.probabilities.index_select(0, torch.tensor(rows, dtype=torch.int64))
+        for row, one in zip(rows, probabilities.unbind(), strict=True):
+            del self._records[work.slots[row]]
+            yield StreamResult(
+                records[row].position,
+                records[row].key,
+                self._classification(records[row], one),
+                None,
             )
+
+    def _classification(self, record: _Record, probabilities: Tensor) -> ImageClassification:
+        """What is known of an image that leaves."""
+        step = len(record.labels)
+        answer_step = self._rules.answer_step(record.confidences)
+        missing = self._rules.num_exits - step
+        top_left = torch.full((self._rules.num_exits - 1, 2), -1)
+        if step > 1:
+            assert record.top_left is not None
+            top_left[: step - 1] = record.top_left[: step - 1]
+        return ImageClassification(
+            label=record.labels[answer_step - 1],
+            probabilities=probabilities,
+            exit_step=step,
+            answer_step=answer_step,
+            confidence=torch.tensor(
+                record.confidences + [math.nan] * missing, dtype=probabilities.dtype
+            ),
+            step_label=torch.tensor(record.labels + [-1] * missing),
+            top_left=top_left,
+            anchor_label=record.anchor_label,
+            activation_map=record.activation_map,
+            macs=self._macs[step - 1],
+            full_macs=self._full_macs,
+        )
+
+
+@dataclass
+class _Record:
+    """What is known of an image under way.
+
+    Attributes:
+        position, key: see `StreamResult`.
+        confidences, labels: after each input so far.
+        anchor_label, activation_map, top_left: see `Localised`; None before AnchorNet.
+    """
+
+    position: int
+    key: Any
+    confidences: list[float] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    anchor_label: int | None = None
+    activation_map: Tensor | None = None
+    top_left: Tensor | None = None
+
+
+def _note_answers(records: Sequence[_Record], decided: Decided) -> None:
+    # Not strict: a batch that was filled up has more rows than images.
+    for record, confidence, label in zip(
+        records, decided.confidence.tolist(), decided.label.tolist(), strict=False
+    ):
+        record.confidences.append(confidence)
+        record.labels.append(label)
+
+
+def _note_places(records: Sequence[_Record], localised: Localised) -> None:
+    # Copied one by one, so that a result that is kept does not keep the batch.
+    labels = localised.anchor_label.tolist()
+    for record, label, activation_map, top_left in zip(
+        records, labels, localised.activation_map, localised.top_left, strict=False
+    ):
+        record.anchor_label = label
+        record.activation_map = activation_map.clone()
+        record.top_left = top_left
 
 
 def _image_error(image: Tensor | None, image_size: tuple[int, int]) -> Exception | None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .early_exit import evaluating
 from .exit_rules import ExitRules
-from .exit_state import ExitState
-from .passes import Passes, check_logits, map_size
+from .exit_state import RunningSums, to_device
+from .passes import Passes, check_logits
 from .scheduler import Pass, Work
 from .slot_images import SlotImages
 
@@ -19,27 +19,33 @@ if TYPE_CHECKING:
     from .two_stage import TwoStageClassifier
 
 #: A pass over the images at `places` (3, A): row of the image, row of everything else, step.
-PlacedPass = Callable[[Tensor], "Outcome | None"]
+PlacedPass = Callable[[Tensor], "Outcome"]
 #: Makes something of a pass that does the same for places of a shape that never changes.
 Recorder = Callable[[PlacedPass, Tensor], PlacedPass]
 
 
-class Outcome(NamedTuple):
-    """What A images have come to after an input; see `early_exit.Classification`."""
+class Decided(NamedTuple):
+    """What A images have come to after an input."""
 
     stays: Tensor
-    """(A,) int64: the slots of those that are not sure enough to leave, and -1 behind them."""
-    label: Tensor
-    probabilities: Tensor
-    exit_step: Tensor
-    answer_step: Tensor
+    """(A,) int64: the rows of those that are not sure enough to leave, and -1 behind them."""
     confidence: Tensor
-    step_label: Tensor
-    top_left: Tensor
+    """(A,)"""
+    label: Tensor
+    """(A,) int64"""
+    probabilities: Tensor
+    """(A, n), of the answers if the images left now."""
+
+
+class Localised(NamedTuple):
+    """Where AnchorNet says to look in A images; see `passes.Places`."""
+
     anchor_label: Tensor
-    """(A,): like the map, without a meaning for images that AnchorNet has not seen."""
     activation_map: Tensor
-    """(A, h, w)"""
+    top_left: Tensor
+
+
+Outcome: TypeAlias = Decided | Localised
 
 
 class Pending:
@@ -48,11 +54,11 @@ class Pending:
     def __init__(self, outcome: Outcome) -> None:
         self._outcome = outcome
         self._event: torch.cuda.Event | None = None
-        if outcome.stays.is_cuda:
-            self._outcome = Outcome._make(_to_pinned(tensor) for tensor in outcome)
+        if outcome[0].is_cuda:
+            self._outcome = type(outcome)(*map(_to_pinned, outcome))
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             # The current device need not be this one.
-            self._event.record(torch.cuda.current_stream(outcome.stays.device))
+            self._event.record(torch.cuda.current_stream(outcome[0].device))
 
     def wait(self) -> Outcome:
         """On the host. Rows beyond the pass's own images have no meaning."""
@@ -101,15 +107,10 @@ class StreamState:
         sums = torch.promote_types(parameter.dtype, torch.float32)
         rows = slots + batch
         self._images = SlotImages(classifier, slots, batch, passes.image_size, in_flight)
-        self._exits = ExitState(rows, classifier.num_classes, rules, sums, self._device)
+        self._sums = RunningSums(rows, classifier.num_classes, rules, sums, self._device)
         self._planned = torch.zeros(
             (rows, rules.num_exits - 1, 2), dtype=torch.int64, device=self._device
         )
-        self._anchor_label = self._planned.new_zeros(rows)  # (R,)
-        self._map = torch.zeros(
-            rows, *map_size(classifier, passes.image_size), dtype=sums, device=self._device
-        )  # (R, h, w)
-        self._rank = torch.arange(1, rules.num_exits, device=self._device)  # (T - 1,)
         self._plain: dict[Pass, PlacedPass] = {
             Pass.GLANCE: self._glance,
             Pass.LOCALISE: self._localise,
@@ -124,12 +125,15 @@ class StreamState:
             self._recorded.clear()  # they know the memory that the images were in before
 
     @torch.no_grad()
-    def run(self, work: Work) -> Pending | None:
-        """Starts a pass; AnchorNet's has no outcome.
+    def run(self, work: Work) -> Pending:
+        """Starts a pass.
 
         Args:
             work: the pass, and the slots of its images; for the glance, of all that arrived since
                 the last one, in that order.
+
+        Returns:
+            `Localised` of AnchorNet, `Decided` of the others.
         """
         size = len(work.slots)
         places = self._places(work)
@@ -137,10 +141,8 @@ class StreamState:
             if work.kind is Pass.GLANCE:
                 self._images.take(size)
             outcome = self._runner(work.kind, places)(places)
-            if outcome is None:
-                return None
-            if work.kind is Pass.GLANCE and not self._all_leave_at_the_glance:
-                self._keep(places, outcome, size)
+            if isinstance(outcome, Decided) and work.kind is Pass.GLANCE:
+                self._keep(work.slots, places, outcome.stays)
         return Pending(outcome)
 
     def _places(self, work: Work) -> Tensor:
@@ -152,10 +154,7 @@ class StreamState:
             images += [self._slots] * filled
             rows += range(self._slots, self._slots + filled)
             steps += steps[-1:] * filled
-        places = torch.tensor((images, rows, steps))
-        if self._device.type == "cuda":
-            places = places.pin_memory()
-        return places.to(self._device, non_blocking=True)
+        return to_device(torch.tensor((images, rows, steps)), self._device)
 
     def _runner(self, kind: Pass, places: Tensor) -> PlacedPass:
         if self._record is None:
@@ -164,47 +163,46 @@ class StreamState:
             self._recorded[kind] = self._record(self._plain[kind], places)
         return self._recorded[kind]
 
-    def _keep(self, places: Tensor, outcome: Outcome, size: int) -> None:
+    def _keep(self, slots: Sequence[int], places: Tensor, stays: Tensor) -> None:
         """Stores the images that the glance left.
 
         A GPU, which would have to be waited for to know which, stores them all.
         """
+        if self._all_leave_at_the_glance:
+            return
         if self._device.type != "cpu":
             self._images.keep_all(places[0])
             return
-        place_of = {slot: place for place, slot in enumerate(places[1, :size].tolist())}
-        staying = [slot for slot in outcome.stays.tolist() if slot in place_of]
+        place_of = {slot: place for place, slot in enumerate(slots)}
+        staying = [slot for slot in stays.tolist() if slot in place_of]
         self._images.keep([place_of[slot] for slot in staying], staying)
 
-    def _glance(self, places: Tensor) -> Outcome:
-        _, rows, _ = places
-        self._exits.clear(rows)
+    def _glance(self, places: Tensor) -> Decided:
+        rows = places[1]
+        self._sums.clear(rows)
         small = self._classifier.glance_input(self._images.arrived(len(rows)))
-        return self._taken_in(Pass.GLANCE, rows, self._passes.glance(small), 1)
+        return self._decided(Pass.GLANCE, rows, self._passes.glance(small), 1)
 
-    def _localise(self, places: Tensor) -> None:
-        image_rows, rows, _ = places
+    def _localise(self, places: Tensor) -> Localised:
+        image_rows, rows, _ = places.unbind()
         found = self._passes.localise(self._images.whole(image_rows))
-        self._anchor_label[rows] = found.class_index
-        self._map[rows] = found.activation_map.to(self._map.dtype)
         self._planned[rows, : found.top_left.shape[1]] = found.top_left
+        return Localised(found.class_index, found.activation_map, found.top_left)
 
-    def _focus(self, places: Tensor) -> Outcome:
-        image_rows, rows, steps = places
+    def _focus(self, places: Tensor) -> Decided:
+        image_rows, rows, steps = places.unbind()
         patches = self._images.patches(self._planned[rows, steps - 2], image_rows)
-        return self._taken_in(Pass.FOCUS, rows, self._passes.focus(patches), steps)
+        return self._decided(Pass.FOCUS, rows, self._passes.focus(patches), steps)
 
-    def _taken_in(self, kind: Pass, rows: Tensor, logits: Tensor, step: int | Tensor) -> Outcome:
+    def _decided(self, kind: Pass, rows: Tensor, logits: Tensor, step: int | Tensor) -> Decided:
         check_logits(self._classifier, logits, kind.value)
-        decided = self._exits.add(rows, logits, step)
-        answers = self._exits.answers(rows)
-        used = self._rank < answers.exit_step[:, None]  # (A, T - 1)
-        return Outcome(
+        decided = self._sums.add(rows, logits, step)
+        answer_step = self._sums.answer_step(rows, step)
+        return Decided(
             decided.active,
-            *answers,
-            top_left=torch.where(used[:, :, None], self._planned[rows], -1),
-            anchor_label=self._anchor_label[rows],
-            activation_map=self._map[rows],
+            decided.confidence,
+            decided.prediction,
+            self._sums.probabilities(rows, answer_step),
         )
 
 
