@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.models.gfnet import GFNet
 from anchornet_ext.models.gfnet.proposal import entropy, log_probability, places
 
+from .config import StageConfig
 from .ppo import PPOConfig, discounted_returns, normalised, ppo_loss, rewards_of
+from .task import ParameterGroup, Task, TaskData
 
 #: How stages I and III place the patches.
 ACTIONS = ("random", "policy")
@@ -177,3 +181,120 @@ def policy_loss(rollout: Rollout, labels: Tensor, config: PPOConfig) -> Tensor:
         entropy(config.std),
         config,
     )
+
+
+class _GFNetTask(Task):
+    """What the stages have in common: log.csv has the top-1 of every exit."""
+
+    #: Of the backbones' own last layers, not all classify in GFNet.
+    finds_unused = True
+
+    def __init__(
+        self,
+        name: str,
+        learner: SequenceLearner | PolicyLearner,
+        config: StageConfig,
+        data: TaskData,
+        preprocessing: Preprocessing,
+        num_classes: int,
+    ) -> None:
+        super().__init__(name, learner, config, data, preprocessing, num_classes)
+        exits = range(1, learner.network.num_exits + 1)
+        self.measure_names = tuple(f"top1_exit{t}" for t in exits)
+
+    def _logits(self, output: Any) -> Tensor:
+        """(T, B, n) of the exits."""
+        raise NotImplementedError
+
+    def measures(self, output: Any, labels: Tensor) -> Tensor:
+        """(T,) right answers of each exit."""
+        right: Tensor = self._logits(output).argmax(2) == labels
+        return right.sum(1).double()
+
+    def count_correct(self, output: Any, labels: Tensor) -> tuple[Tensor, int]:
+        """Over all exits."""
+        logits = self._logits(output)
+        return (logits.argmax(2) == labels).sum(), logits.shape[0] * len(labels)
+
+    def count_correct_in_training(self, output: Any, labels: Tensor) -> tuple[Tensor, int]:
+        """Over all exits."""
+        return _GFNetTask.count_correct(self, output, labels)
+
+
+class SequenceTask(_GFNetTask):
+    """Stages I and III. The epoch that is kept is the best one on average over the exits.
+
+    Args:
+        name, config, data, preprocessing, num_classes: see `Task`; `config.lr` is that of the
+            classifier and the heads.
+        learner: what is trained.
+        encoder_lr: learning rate of the encoders, which follows the same schedule.
+        regularisation: lambda of Eq. (3).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        learner: SequenceLearner,
+        config: StageConfig,
+        data: TaskData,
+        preprocessing: Preprocessing,
+        num_classes: int,
+        *,
+        encoder_lr: float,
+        regularisation: float,
+    ) -> None:
+        super().__init__(name, learner, config, data, preprocessing, num_classes)
+        self._network = learner.network
+        self._encoder_rate = encoder_lr / config.lr
+        self._regularisation = regularisation
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """The encoders at their own rate."""
+        network = self._network
+        return [
+            ParameterGroup(network.classifier),
+            ParameterGroup(network.heads),
+            ParameterGroup(network.glance, self._encoder_rate),
+            ParameterGroup(network.focus, self._encoder_rate),
+        ]
+
+    def loss(self, output: Any, target: Tensor, training: bool) -> Tensor:
+        """Eq. (3) in training, Eq. (1) in validation."""
+        if not training:
+            return sequence_loss(output, target, 0.0)
+        return sequence_loss(output, target, self._regularisation, self.config.label_smoothing)
+
+    def _logits(self, output: Any) -> Tensor:
+        logits: Tensor = output[0]
+        return logits
+
+
+class PolicyTask(_GFNetTask):
+    """Stage II. The epoch that is kept is the one with the best last exit (appendix A.2)."""
+
+    def __init__(
+        self,
+        name: str,
+        learner: PolicyLearner,
+        config: StageConfig,
+        data: TaskData,
+        preprocessing: Preprocessing,
+        num_classes: int,
+    ) -> None:
+        super().__init__(name, learner, config, data, preprocessing, num_classes)
+        self._ppo = learner.config
+
+    def loss(self, output: Any, target: Tensor, training: bool) -> Tensor:
+        """Eq. (8) in training; in validation the cross-entropy of the last exit."""
+        if training:
+            return policy_loss(output, target, self._ppo)
+        return functional.cross_entropy(output.logits[-1].float(), target)
+
+    def count_correct(self, output: Any, labels: Tensor) -> tuple[Tensor, int]:
+        """At the last exit."""
+        return (output.logits[-1].argmax(1) == labels).sum(), len(labels)
+
+    def _logits(self, output: Any) -> Tensor:
+        logits: Tensor = output.logits
+        return logits

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from anchornet_ext._meta import meta_images, meta_twin
+from anchornet_ext.models.resizing import resized_square
 from anchornet_ext.ops import gather_patches
 
 from .classifiers import CascadedClassifier, RecurrentClassifier
@@ -112,12 +113,7 @@ class GFNet(nn.Module):
 
     def first_step(self, images: Tensor) -> Step:
         """The glance: (B, 3, H, W) resized, encoded and classified."""
-        size = (self.patch_size, self.patch_size)
-        if len(images) == 0:  # the resampling kernels refuse an empty batch
-            small = images.new_empty((0, 3, *size))
-        else:
-            small = nn.functional.interpolate(images, size=size, mode="bicubic", align_corners=True)
-        features, vector = self.glance(small)
+        features, vector = self.glance(resized_square(images, self.patch_size))
         logits, seen = self.classifier(vector, None)
         if logits is None:
             logits = self.glance.last_layer(vector)
@@ -132,7 +128,13 @@ class GFNet(nn.Module):
             top_left: (A, 2) int64, (row, column).
             seen: (A, ...), of the step before.
         """
-        patches = gather_patches(images, top_left, self.patch_size, image_index=rows)
+        patches = gather_patches(
+            images,
+            top_left,
+            self.patch_size,
+            image_index=rows,
+            memory_format=torch.channels_last,
+        )
         features, vector = self.focus(patches)  # (A, C, h, w), (A, F)
         logits, new = self.classifier(vector, seen)
         return Step(logits, vector, features, new)
