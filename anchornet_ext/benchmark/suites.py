@@ -12,6 +12,9 @@ SUITES: dict[str, str] = {
     "operators": "anchornet_ext.benchmark.operators",
     "localisation": "anchornet_ext.benchmark.localisation",
     "stream": "anchornet_ext.benchmark.stream",
+    "end_to_end": "anchornet_ext.benchmark.end_to_end",
+    "breakdown": "anchornet_ext.benchmark.breakdown",
+    "memory": "anchornet_ext.benchmark.memory",
     "exits": "anchornet_ext.benchmark.exits",
 }
 

@@ -1,0 +1,139 @@
+"""The suites end_to_end, breakdown and memory, on a small network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from command_line import Command, in_this_process
+
+from anchornet_ext.benchmark import breakdown, end_to_end, memory
+from anchornet_ext.benchmark.harness import Options
+from anchornet_ext.benchmark.networks import random_classifier, with_statistics
+from anchornet_ext.models import build_backbone, count_macs
+
+BACKBONE = "mobilenet_v3_small"
+
+
+def ticks() -> Iterator[float]:
+    """A clock on which every call takes a second."""
+    now = 0.0
+    while True:
+        yield now
+        now += 1.0
+
+
+def options(*batches: int) -> Options:
+    clock = ticks()
+    return Options(
+        backbones=(BACKBONE,),
+        batches=batches,
+        sizes=(112,),
+        repeats=2,
+        clock=lambda: next(clock),
+    )
+
+
+@pytest.fixture
+def bench(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    with in_this_process(capsys, "bench") as run:
+        yield run
+
+
+def test_theoretical_is_what_the_macs_say() -> None:
+    rows = {row.name: row for row in end_to_end.measure(options(2))}
+    assert set(rows) == {"dense", *(f"exit {t}" for t in range(1, 6))}
+    dense = count_macs(build_backbone(BACKBONE, 1000), (3, 112, 112))
+    per_exit = random_classifier(BACKBONE).fold().macs_per_exit((112, 112))
+    for exit_step, macs in enumerate(per_exit, start=1):
+        facts = rows[f"exit {exit_step}"].facts
+        assert facts["macs"] == macs
+        assert facts["theoretical"] == dense / macs
+        # All calls take the same on this clock.
+        assert facts["realised"] == 1.0
+        assert facts["share"] == pytest.approx(macs / dense)
+
+
+def test_mixes_have_the_shares_that_were_asked_for() -> None:
+    rows = {row.name: row for row in end_to_end.measure(options(64))}
+    assert "dense in 32s" in rows
+    per_exit = random_classifier(BACKBONE).fold().macs_per_exit((112, 112))
+    for name, shares in end_to_end.MIXES.items():
+        assert sum(shares) == pytest.approx(1.0)
+        wanted = sum(share * macs for share, macs in zip(shares, per_exit, strict=True))
+        for way in ("step", "stream"):
+            row = rows[f"{name}, {way}"]
+            assert row.error is None
+            assert row.facts["macs"] == pytest.approx(wanted, rel=0.06)  # of 64 images
+
+
+def test_statistics_are_those_of_the_activations() -> None:
+    torch.manual_seed(0)
+    network = build_backbone("resnet18", 10)
+    with_statistics(network, 64)
+    assert not network.training
+    with torch.no_grad():
+        values = network.layer4[1].bn2(torch.zeros(1, 512, 2, 2))
+    assert values.abs().max() > 1e-3  # the mean is not 0 any more
+    assert network.bn1.momentum == 0.1
+
+
+def test_a_contender_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no memory for it")
+
+    monkeypatch.setattr(end_to_end, "_stream", fails)
+    rows = {row.name: row for row in end_to_end.measure(options(64))}
+    assert rows["1.40 G mix, stream"].error == "RuntimeError: no memory for it"
+    assert rows["1.40 G mix, step"].error is None
+    assert rows["exit 5"].time is not None
+
+
+def test_breakdown_has_every_part_before_and_after() -> None:
+    rows = list(breakdown.measure(options(2)))
+    parts = {(row.settings["part"], row.name) for row in rows}
+    names = {*breakdown.PARTS, breakdown.WHOLE}
+    assert parts == {(part, way) for part in names for way in ("before", "after")}
+    assert not [row for row in rows if row.error]
+    lines = list(breakdown.summarise(rows))
+    assert len(lines) == 2
+    # 14 calls of 2 images, each of a second.
+    assert lines[0].startswith(f"{BACKBONE}, batch 2, size 112, before: 9000.00 ms in parts")
+    assert "focus 22.2 %" in lines[0]
+
+
+def test_before_and_after_give_the_same_answers() -> None:
+    model = random_classifier(BACKBONE)
+    images = torch.randn(3, 3, 128, 128)
+    with torch.no_grad():
+        found = model.tuned().classify(images, exit_at=5)
+        assert torch.equal(breakdown.plain_algorithm(model, images), found.label)
+
+
+def test_memory_of_a_process_of_its_own() -> None:
+    row = memory.measure_run("dense", {"backbone": BACKBONE, "size": 112, "batch": 64}, "cpu")
+    assert row.error is None
+    # The first feature map has 16 channels at half the size.
+    assert row.facts["peak bytes"] > 64 * 16 * 56 * 56 * 4
+    assert "MiB at the peak" in memory.describe(row)
+
+
+def test_a_process_that_fails_is_a_row() -> None:
+    row = memory.measure_run("dense", {"backbone": "nonet", "size": 112, "batch": 1}, "cpu")
+    assert row.error is not None
+    assert "no classification model named 'nonet'" in row.error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--exits", "6"), "--exits 6: there are 5"),
+        (("--sizes", "64"), "--sizes 64: a patch needs 95 pixels"),
+        (("--backbones", "resnet51"), "no classification model named 'resnet51'"),
+    ],
+)
+def test_bad_arguments(bench: Command, words: tuple[str, ...], message: str) -> None:
+    status, _, err = bench("end_to_end", *words)
+    assert status != 0
+    assert message in err
