@@ -1,0 +1,118 @@
+"""The tables of docs/speed.md, in Markdown, from files that `anchornet bench` wrote.
+
+    python benchmarks/speed_table.py benchmarks/results/end_to_end_*.json
+    python benchmarks/speed_table.py benchmarks/results/breakdown.json
+
+Rows of the suites end_to_end, breakdown and memory become a table for each setting; other rows are
+left out.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from anchornet_ext.benchmark.breakdown import PARTS, WHOLE
+from anchornet_ext.benchmark.rows import Results, Row
+
+
+def tables(results: Results) -> Iterator[str]:
+    """The lines of all tables of one file, and what was measured on what."""
+    environment = results.environment
+    yield f"`{environment.command}`: {environment.summary}."
+    yield ""
+    for suite, render in (
+        ("end_to_end", end_to_end),
+        ("breakdown", breakdown),
+        ("memory", memory),
+    ):
+        rows = [row for row in results if row.suite == suite]
+        if rows:
+            yield from render(rows)
+            yield ""
+
+
+def end_to_end(rows: Iterable[Row]) -> Iterator[str]:
+    """A line for each backbone, batch and contender."""
+    yield "| backbone | size | batch | dtype | leaving | ms | theoretical | realised | share |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for row in rows:
+        settings, facts = row.settings, row.facts
+        where = " | ".join(str(settings[k]) for k in ("backbone", "size", "batch", "dtype"))
+        if row.time is None:
+            yield f"| {where} | {row.name} | {row.error} | | | |"
+            continue
+        time = f"{1e3 * row.time.median:.2f}"
+        if "share" not in facts:
+            yield f"| {where} | {row.name} | {time} | | | |"
+            continue
+        yield (
+            f"| {where} | {row.name} | {time} | {facts['theoretical']:.2f} | "
+            f"{facts['realised']:.2f} | {100 * facts['share']:.0f} % |"
+        )
+
+
+def breakdown(rows: Iterable[Row]) -> Iterator[str]:
+    """A table for each setting: a line for each part, on the way to the last exit."""
+    settings: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        where = ", ".join(f"{k} {row.settings[k]}" for k in ("backbone", "batch", "size"))
+        settings[where].append(row)
+    for where, group in settings.items():
+        times: dict[str, dict[str, float]] = {"before": {}, "after": {}}
+        macs: dict[str, float] = {}
+        for row in group:
+            part = str(row.settings["part"])
+            if row.time is not None:
+                times[row.name][part] = 1e3 * row.time.median * row.facts["times"]
+                macs[part] = row.facts["macs"] * row.facts["times"]
+        totals = {way: sum(found[p] for p in PARTS if p in found) for way, found in times.items()}
+        work = sum(macs.values())
+        yield f"To the last exit, {where}:"
+        yield ""
+        yield "| part | before, ms | share | after, ms | share | of the multiply-adds |"
+        yield "| --- | --- | --- | --- | --- | --- |"
+        for part in PARTS:
+            cells = [part]
+            for way in ("before", "after"):
+                time = times[way].get(part)
+                if time is None:
+                    cells += ["failed", ""]
+                else:
+                    cells += [f"{time:.3f}", f"{100 * time / totals[way]:.1f} %"]
+            share = macs.get(part, 0) / work
+            yield f"| {' | '.join(cells)} | {100 * share:.1f} % |"
+        sums = " | ".join(f"{totals[way]:.2f} |" for way in ("before", "after"))
+        yield f"| sum of the parts | {sums} | |"
+        wholes = [times[way].get(WHOLE) for way in ("before", "after")]
+        if None not in wholes:
+            yield f"| in one piece | {wholes[0]:.2f} | | {wholes[1]:.2f} | | |"
+        yield ""
+
+
+def memory(rows: Iterable[Row]) -> Iterator[str]:
+    """A line for each setting and contender."""
+    yield "| backbone | size | batch | what | peak, MiB | an image |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for row in rows:
+        where = " | ".join(str(row.settings[k]) for k in ("backbone", "size", "batch"))
+        if "peak bytes" not in row.facts:
+            yield f"| {where} | {row.name} | {row.error} | |"
+            continue
+        peak = row.facts["peak bytes"] / 2**20
+        yield f"| {where} | {row.name} | {peak:,.0f} | {peak / int(row.settings['batch']):.1f} |"
+
+
+def main(paths: list[str]) -> int:
+    if not paths:
+        print(__doc__, file=sys.stderr)
+        return 2
+    for path in paths:
+        print("\n".join(tables(Results.load(Path(path)))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
