@@ -147,17 +147,18 @@ def _classify(
             logits = logits / policy.temperature(step)
         current = logits.softmax(dim=1)
         sure, label = current.max(dim=1)
-        confidence[active, step - 1] = sure
-        step_label[active, step - 1] = label
-        exit_step[active] = step
-        answered, answers = active, current
+        # Writing to all rows takes half as long as to as many chosen ones.
+        rows: Tensor | slice = active if len(active) < batch else slice(None)
+        confidence[rows, step - 1] = sure
+        step_label[rows, step - 1] = label
+        exit_step[rows] = step
         if policy.answer == "surest":
             surer = sure.nan_to_num(nan=-math.inf)  # NaN is the least sure
-            better = surer >= best[active]  # of equal ones the later
-            answered, answers = active[better], current[better]
-            best[answered] = surer[better]
-        probabilities[answered] = answers
-        answer_step[answered] = step
+            better = surer >= best[rows]  # of equal ones the later
+            best[active[better]] = surer[better]
+            rows, current = active[better], current[better]
+        probabilities[rows] = current
+        answer_step[rows] = step
         if step == len(limits):
             break
         stay = (~(sure > limit)).nonzero()[:, 0]  # the host waits here for how many

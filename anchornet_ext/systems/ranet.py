@@ -69,6 +69,11 @@ class RANetSystem(ExitNetworkSystem):
     title = "RANet"
     summary = "sub-networks of rising resolution, each with classifiers"
     Options = RANetOptions
+    stages = tuple(
+        # Plain momentum, where MSDNet's authors take Nesterov's.
+        replace(stage, default=replace(stage.default, nesterov=False))
+        for stage in ExitNetworkSystem.stages
+    )
 
     def build(self, options: RANetOptions, num_classes: int) -> nn.Module:
         """See `NetworkSystem.build`."""
