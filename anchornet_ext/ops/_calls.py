@@ -17,11 +17,15 @@ def call(op: Callable[..., Any], *arguments: Any) -> Any:
     """`op(*arguments)`, past the layer for gradients where none is wanted.
 
     That layer is Python for operators of the stable ABI; it would find out the same, and then go on
-    below autograd just like this.
+    below autograd just like this. Inference mode leaves it out by itself.
     """
-    if torch.compiler.is_compiling() or (
-        torch.is_grad_enabled()
-        and any(isinstance(value, Tensor) and value.requires_grad for value in arguments)
+    if (
+        torch.compiler.is_compiling()
+        or torch.is_inference_mode_enabled()
+        or (
+            torch.is_grad_enabled()
+            and any(isinstance(value, Tensor) and value.requires_grad for value in arguments)
+        )
     ):
         return op(*arguments)
     with torch._C._AutoDispatchBelowAutograd():

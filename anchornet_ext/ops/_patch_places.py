@@ -115,7 +115,7 @@ def call_native(
     """
     if validate:
         check_places(*places)
-    if torch.compiler.is_compiling() or places[0].is_cuda:
+    if places[0].is_cuda or torch.compiler.is_compiling():
         return _as_tensor(call(op, *arguments))
     try:
         return _as_tensor(call(op, *arguments))

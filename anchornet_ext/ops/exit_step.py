@@ -84,14 +84,14 @@ def exit_step(
     thresholds, fixed_threshold = _per_image_float("threshold", threshold, running, active)
     steps, fixed_step = _per_image_step(step, running, active)
     temperatures, fixed_temperature = _per_image_float("temperature", temperature, running, active)
-    if temperatures is None:
+    if temperatures is None and fixed_temperature != 1.0:
         _check_temperature(fixed_temperature, torch.promote_types(running.dtype, torch.float32))
     if validate:
         _check_values(active, running.shape[0], steps, temperatures)
     _extension.require_device(running.device)
     arguments = (
         running,
-        logits.detach(),
+        logits.detach() if logits.requires_grad else logits,
         active,
         thresholds,
         fixed_threshold,
@@ -101,7 +101,7 @@ def exit_step(
         fixed_temperature,
         criterion == "probabilities",
     )
-    if torch.compiler.is_compiling() or running.is_cuda:
+    if running.is_cuda or torch.compiler.is_compiling():
         return ExitStep(*torch.ops.anchornet_ext.exit_step(*arguments))
     try:
         return ExitStep(*torch.ops.anchornet_ext.exit_step(*arguments))

@@ -40,11 +40,10 @@ inline Gather plan_gather(const Tensor& images, const Tensor& image_index, const
 }
 
 inline Tensor empty_patches(const Gather& gather, const Tensor& images, ScalarType dtype) {
-  const int64_t sizes[] = {gather.num_patches, gather.channels, gather.bounds.patch_height,
-                           gather.bounds.patch_width};
-  return torch::stable::empty({sizes, 4}, dtype, std::nullopt, images.device(), std::nullopt,
-                              gather.channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
-                                                   : torch::headeronly::MemoryFormat::Contiguous);
+  return new_tensor(
+      images,
+      {gather.num_patches, gather.channels, gather.bounds.patch_height, gather.bounds.patch_width},
+      dtype, gather.channels_last);
 }
 
 // x / 255 to the last bit without dividing: 1/255 in two parts of which the first is short enough

@@ -40,10 +40,8 @@ inline Resize plan_resize(const Tensor& images, int64_t out_height, int64_t out_
 }
 
 inline Tensor empty_result(const Resize& r, const Tensor& images, ScalarType dtype) {
-  const int64_t sizes[] = {r.num_images, r.channels, r.out_height, r.out_width};
-  return torch::stable::empty({sizes, 4}, dtype, std::nullopt, images.device(), std::nullopt,
-                              r.channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
-                                              : torch::headeronly::MemoryFormat::Contiguous);
+  return new_tensor(images, {r.num_images, r.channels, r.out_height, r.out_width}, dtype,
+                    r.channels_last);
 }
 
 // The type of the arithmetic: double where a double comes in or goes out.

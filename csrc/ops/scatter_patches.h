@@ -98,12 +98,10 @@ inline Scatter plan_scatter_onto(const Tensor& base, const Tensor& patches,
 }
 
 inline Tensor empty_images(const Scatter& scatter, const Tensor& like) {
-  const int64_t sizes[] = {scatter.bounds.num_images, scatter.channels, scatter.bounds.height,
-                           scatter.bounds.width};
-  return torch::stable::empty({sizes, 4}, like.scalar_type(), std::nullopt, like.device(),
-                              std::nullopt,
-                              scatter.channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
-                                                    : torch::headeronly::MemoryFormat::Contiguous);
+  return new_tensor(
+      like,
+      {scatter.bounds.num_images, scatter.channels, scatter.bounds.height, scatter.bounds.width},
+      like.scalar_type(), scatter.channels_last);
 }
 
 // Position of one element of the output.

@@ -534,8 +534,8 @@ Tensor class_activation_map(const Tensor& features, const Tensor& weight,
                             const Tensor& class_index) {
   check_arguments(features, weight, class_index);
   const std::vector<int64_t> classes = checked_classes(class_index, weight.size(0));
-  Tensor output = torch::stable::new_empty(
-      features, {features.size(0), features.size(2), features.size(3)}, output_type(features));
+  Tensor output = new_tensor(features, {features.size(0), features.size(2), features.size(3)},
+                             output_type(features));
   if (output.numel() == 0) return output;
   for_float_type(features.scalar_type(), [&](auto tag) {
     using Feature = typename decltype(tag)::type;

@@ -367,10 +367,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> exit_step_cpu(
         mean_probabilities);
   const int64_t num_active = active.size(0);
   const ScalarType accumulate = accumulate_type(running.scalar_type());
-  Tensor confidence = torch::stable::new_empty(running, {num_active}, accumulate);
-  Tensor prediction = torch::stable::new_empty(running, {num_active}, ScalarType::Long);
-  Tensor next_active = torch::stable::new_empty(running, {num_active}, ScalarType::Long);
-  Tensor num_stay = torch::stable::new_empty(running, {}, ScalarType::Long);
+  Tensor confidence = new_tensor(running, {num_active}, accumulate);
+  Tensor prediction = new_tensor(running, {num_active}, ScalarType::Long);
+  Tensor next_active = new_tensor(running, {num_active}, ScalarType::Long);
+  Tensor num_stay = new_tensor(running, {}, ScalarType::Long);
 
   const Arguments a{
       .running = Rows(running),

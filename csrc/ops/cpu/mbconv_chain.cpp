@@ -326,9 +326,9 @@ Tensor mbconv_chain(const Tensor& given, const std::vector<Tensor>& parameters,
                     const std::vector<int64_t>& depthwise_strides, bool centre_skip) {
   const std::vector<BlockShape> shapes = plan_chain(given, parameters, strides, depthwise_strides);
   const BlockShape& last = shapes.back();
-  const int64_t sizes[] = {given.size(0), last.out_channels, last.deep_height, last.deep_width};
-  Tensor output = torch::stable::empty({sizes, 4}, ScalarType::Float, std::nullopt, given.device(),
-                                       std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
+  Tensor output =
+      new_tensor(given, {given.size(0), last.out_channels, last.deep_height, last.deep_width},
+                 ScalarType::Float, true);
   if (output.numel() == 0) return output;
   const bool readable = given.stride(1) == 1 || given.stride(3) == 1;
   const Tensor images = readable ? given : torch::stable::contiguous(given);

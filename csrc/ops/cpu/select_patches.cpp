@@ -248,9 +248,9 @@ std::tuple<Tensor, Tensor, Tensor> select_patches(const Tensor& cam, int64_t num
                                                   const std::vector<double>& iou_threshold) {
   check_arguments(cam, num_patches, patch_size, stride, iou_threshold);
   const int64_t batch = cam.size(0);
-  Tensor index = torch::stable::new_empty(cam, {batch, num_patches}, ScalarType::Long);
-  Tensor top_left = torch::stable::new_empty(cam, {batch, num_patches, 2}, ScalarType::Long);
-  Tensor num_qualified = torch::stable::new_empty(cam, {batch}, ScalarType::Long);
+  Tensor index = new_tensor(cam, {batch, num_patches}, ScalarType::Long);
+  Tensor top_left = new_tensor(cam, {batch, num_patches, 2}, ScalarType::Long);
+  Tensor num_qualified = new_tensor(cam, {batch}, ScalarType::Long);
   if (batch == 0) return {index, top_left, num_qualified};
   const Geometry grid{static_cast<int32_t>(cam.size(1)), static_cast<int32_t>(cam.size(2)),
                       patch_size, stride};
