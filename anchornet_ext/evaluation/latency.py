@@ -216,7 +216,7 @@ def measure_passes(
     num_patches = available_patches(classifier, image_size)
     rules = exit_rules(classifier, num_patches, exit_at=1 + num_patches)
     rows = torch.arange(batch_size, device=device)
-    with _threads(threads), torch.no_grad(), evaluating(classifier.modules()):
+    with _threads(threads), torch.no_grad(), evaluating(classifier.network_modules()):
         top_left = passes.localise(channels_last(images)).top_left[:, 0].contiguous()
         sums = torch.promote_types(dtype, torch.float32)
         state = ExitState(batch_size, classifier.num_classes, rules, sums, device)

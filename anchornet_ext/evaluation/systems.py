@@ -252,7 +252,7 @@ class TwoStageSystem:
     def anytime_logits(self, images: Tensor) -> Tensor:
         """Summed logits; the log of the mean probabilities under the criterion "probabilities"."""
         model = self.classifier
-        with torch.no_grad(), evaluating(model.modules()):
+        with torch.no_grad(), evaluating(model.network_modules()):
             glance = model.glance_input(images).contiguous(memory_format=torch.channels_last)
             each = [model.glance(glance)]
             # As early exit does it, one patch of every image at a time: a batch of all patches

@@ -128,6 +128,6 @@ def anytime_logits(
 
     Args, Raises: see `patch_locations`.
     """
-    with torch.no_grad(), evaluating(classifier.modules()):
+    with torch.no_grad(), evaluating(classifier.network_modules()):
         logits = input_logits(classifier, images, policy, generator)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).cumsum(dim=0)

@@ -95,7 +95,6 @@ class StreamState:
         in_flight: int = 1,
     ) -> None:
         self._classifier = classifier
-        self._modules = list(classifier.modules())
         self._passes = passes
         self._slots = slots
         self._batch = batch
@@ -137,7 +136,7 @@ class StreamState:
         """
         size = len(work.slots)
         places = self._places(work)
-        with evaluating(self._modules):
+        with evaluating(self._classifier.network_modules()):
             if work.kind is Pass.GLANCE:
                 self._images.take(size)
             outcome = self._runner(work.kind, places)(places)

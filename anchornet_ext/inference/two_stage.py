@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator, Iterable, Sequence
-from operator import is_
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +19,8 @@ from anchornet_ext.models.tuning import tune
 from anchornet_ext.ops import resize_images
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
+from .module_tree import ModuleTree
+
 if TYPE_CHECKING:
     from .early_exit import Classification
     from .policies import PatchPolicy
@@ -27,26 +28,6 @@ if TYPE_CHECKING:
 
 Criterion = Literal["logits", "probabilities"]
 CRITERIA: tuple[Criterion, ...] = ("logits", "probabilities")
-
-
-class _CountedMacs:
-    """The multiply-adds of one network at the sizes that were asked for.
-
-    It keeps the modules, and not their ids, which another module may have once they are gone.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        self._modules = tuple(network.modules())
-        self._at: dict[tuple[int, int], int] = {}
-
-    def is_of(self, network: nn.Module) -> bool:
-        modules = tuple(network.modules())
-        return len(modules) == len(self._modules) and all(map(is_, modules, self._modules))
-
-    def at(self, size: tuple[int, int]) -> int:
-        if size not in self._at:
-            self._at[size] = count_macs(self._modules[0], (3, *size))
-        return self._at[size]
 
 
 class TwoStageClassifier(nn.Module):
@@ -128,7 +109,8 @@ class TwoStageClassifier(nn.Module):
         self.policy = policy
         if thresholds is not None:
             self.thresholds = tuple(thresholds)
-        self._macs: dict[str, _CountedMacs] = {}
+        self._tree: ModuleTree | None = None
+        self._macs: dict[tuple[str, tuple[int, int]], int] = {}  # of the networks in `_tree`
 
     @property
     def num_classes(self) -> int:
@@ -232,12 +214,19 @@ class TwoStageClassifier(nn.Module):
         return (glance, *(glance + anchor + step * focus for step in range(1, self.num_exits)))
 
     def _network_macs(self, name: str, size: tuple[int, int]) -> int:
-        """`count_macs`, remembered as long as the network consists of the same modules."""
-        network = self.get_submodule(name)
-        counted = self._macs.get(name)
-        if counted is None or not counted.is_of(network):
-            counted = self._macs[name] = _CountedMacs(network)
-        return counted.at(size)
+        """`count_macs`, remembered as long as the networks consist of the same modules."""
+        self.network_modules()
+        if (name, size) not in self._macs:
+            self._macs[name, size] = count_macs(self.get_submodule(name), (3, *size))
+        return self._macs[name, size]
+
+    def network_modules(self) -> Sequence[nn.Module]:
+        """The modules of the three networks that know whether they train. See `ModuleTree`."""
+        roots = self.anchor, self.glance, self.focus
+        if self._tree is None or not self._tree.is_of(roots):
+            self._tree = ModuleTree(roots)
+            self._macs = {}
+        return self._tree.modules
 
     def fold(self) -> TwoStageClassifier:
         """The classifier for inference: AnchorNet folded, eval mode, weights in channels_last.
