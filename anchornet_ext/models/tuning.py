@@ -113,14 +113,8 @@ class TunedNetwork(nn.Module):
             self.dtype = weight.dtype
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> TunedNetwork:
-        copied = TunedNetwork(copy.deepcopy(self.network, memo), self.norms)
-        copied.is_compiled = self.is_compiled
-        memo[id(self)] = copied
-        return copied
-
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": None}  # it is compiled anew where it is loaded
+        return {**self.__dict__, "_compiled": None}  # a copy is compiled anew
 
     def extra_repr(self) -> str:
         return (
