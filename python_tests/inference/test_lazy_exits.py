@@ -153,6 +153,16 @@ def test_nobody_and_everybody_leaves(name: str, device: str) -> None:
     model.to("cpu")
 
 
+@names
+def test_a_confidence_equal_to_the_threshold_stays(name: str) -> None:
+    model, images = network(name), noise(1, SIZE, 5, torch.float64)
+    sure = classify(model, images, exit_at=1).confidence[0, 0]
+    rest = [2.0] * (model.num_exits - 2)
+    below = torch.nextafter(sure, torch.tensor(0.0))
+    assert classify(model, images, [float(sure), *rest]).exit_step.tolist() == [model.num_exits]
+    assert classify(model, images, [float(below), *rest]).exit_step.tolist() == [1]
+
+
 def expected_surest(found: ExitClassification) -> list[int]:
     rows = [row[~row.isnan()].tolist() for row in found.confidence]
     return [max(range(len(row)), key=lambda t: (row[t], t)) + 1 for row in rows]
