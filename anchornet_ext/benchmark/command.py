@@ -18,7 +18,7 @@ from anchornet_ext.training.distributed import pick_device
 
 from .compare import compare, describe
 from .environment import Environment
-from .floors import keep_freed_memory
+from .freed_memory import keep_freed_memory
 from .harness import Options, Suite, one_line
 from .rows import Results, Row
 from .suites import SUITES, load_suite
@@ -67,6 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (cpu)")
     parser.add_argument(
         "--repeats", type=positive, metavar="R", help="rounds of each measurement (most often 15)"
+    )
+    parser.add_argument(
+        "--freed-memory",
+        choices=("kept", "returned"),
+        default="kept",
+        help="kept by the process, or returned to the system where the C library likes to, whose "
+        "new pages then cost those that need much memory (kept)",
     )
     parser.add_argument(
         "--quick",
@@ -167,7 +174,8 @@ def _measured(args: argparse.Namespace, table: Table) -> tuple[Results, bool]:
     for suite in suites:
         if hasattr(suite, "check"):
             suite.check(options)
-    keep_freed_memory()
+    if args.freed_memory == "kept":
+        keep_freed_memory()
     whole = True
     with _threads(args.threads):
         results = Results(Environment.of(device, _command(args)))

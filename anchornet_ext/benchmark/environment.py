@@ -16,6 +16,8 @@ from anchornet_ext._machine import processor_name
 from anchornet_ext._version import __version__
 from anchornet_ext.evaluation.timing import clock_for
 
+from .freed_memory import freed_memory
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -30,6 +32,7 @@ class Environment:
         instruction_set: that torch's CPU kernels use.
         clock: what seconds are, in words.
         cuda_version: that torch was built with, or None.
+        freed_memory: "kept" by the process, or "returned" to the system as the C library likes.
         command: what was run, without the names of files.
         date: of the start, in UTC.
     """
@@ -45,11 +48,20 @@ class Environment:
     cores: int
     instruction_set: str
     clock: str
+    freed_memory: str
     command: str
     date: str
 
     #: Two runs that differ in one of these do not measure the same; the rest is for the record.
-    MATTERS = ("device", "device_type", "threads", "instruction_set", "torch_version", "clock")
+    MATTERS = (
+        "device",
+        "device_type",
+        "threads",
+        "instruction_set",
+        "torch_version",
+        "clock",
+        "freed_memory",
+    )
 
     @classmethod
     def of(cls, device: torch.device, command: str) -> Environment:
@@ -68,6 +80,7 @@ class Environment:
             cores=usable_cores(),
             instruction_set=torch.backends.cpu.get_cpu_capability(),
             clock="time that the one thread had a processor" if alone else "wall clock",
+            freed_memory=freed_memory(),
             command=command,
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
@@ -78,7 +91,8 @@ class Environment:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         return (
             f"anchornet_ext {self.version}, torch {self.torch_version}, {self.device}, "
-            f"{threads}, {self.instruction_set}; clock: {self.clock}"
+            f"{threads}, {self.instruction_set}; clock: {self.clock}; "
+            f"freed memory {self.freed_memory}"
         )
 
     def differences(self, other: Environment) -> list[str]:

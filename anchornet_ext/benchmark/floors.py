@@ -5,7 +5,6 @@ The calls here take turns with what is measured, so that both see the same machi
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -80,20 +79,6 @@ def products(
         weight = weight.contiguous(memory_format=torch.channels_last)
         calls[CONVOLUTION] = lambda: torch.nn.functional.conv2d(images, weight)
     return calls
-
-
-def keep_freed_memory() -> None:
-    """Keep what is freed, as a program does that works on batch after batch.
-
-    By default the C library gives large blocks back to the system, and whoever gets them next takes
-    a page fault for every 4096 bytes of them. On a virtual machine a fault was seen to take 3 us,
-    ten times as long as to write the page; and who takes them depends on what was freed before.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_mmap_threshold, 32 << 20)
-        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
 @dataclass(frozen=True)

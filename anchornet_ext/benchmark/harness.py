@@ -14,7 +14,8 @@ import torch
 from anchornet_ext.evaluation.timing import Timing, interleaved_median
 
 from .environment import Environment
-from .floors import MOVING, PRODUCT, Work, flush_caches, keep_freed_memory
+from .floors import MOVING, PRODUCT, Work, flush_caches
+from .freed_memory import keep_freed_memory
 from .rows import Results, Row, Setting
 
 __all__ = [

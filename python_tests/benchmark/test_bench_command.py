@@ -124,6 +124,16 @@ def test_a_file_is_measured_in_several_runs(measured: Path, bench: Command, tmp_
     assert len(Results.load(file)) == 8
 
 
+@pytest.mark.parametrize(("freed", "kept"), [((), 1), (("--freed-memory", "returned"), 0)])
+def test_freed_memory_is_kept_unless_told_otherwise(
+    freed: tuple[str, ...], kept: int, bench: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[None] = []
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: asked.append(None))
+    assert bench(*SMALL, *freed).returncode == 0
+    assert len(asked) == kept
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -106,6 +106,7 @@ def test_what_fails_now_is_no_speed_up() -> None:
         ("instruction_set", "none"),
         ("clock", "sundial"),
         ("device_type", "cuda"),
+        ("freed_memory", "given away"),
     ],
 )
 def test_another_environment_is_said(field: str, value: Any) -> None:

@@ -81,6 +81,7 @@ def test_the_environment_is_this_ones() -> None:
     assert HERE.instruction_set == torch.backends.cpu.get_cpu_capability()
     assert HERE.date.endswith("+00:00")
     assert torch.__version__ in HERE.summary
+    assert HERE.freed_memory in ("kept", "returned")
 
 
 def document() -> dict[str, Any]:
