@@ -151,6 +151,14 @@ def test_another_file_is_refused_by_name(content: Any, said: str | None, tmp_pat
     assert "\n" not in str(error.value)
 
 
+def test_files_from_before_freed_memory_was_a_choice_kept_it(tmp_path: Path) -> None:
+    file = tmp_path / "older.json"
+    environment = HERE.to_dict()
+    del environment["freed_memory"]
+    file.write_text(json.dumps(changed(environment=environment)))
+    assert Results.load(file).environment.freed_memory == "kept"
+
+
 def test_entries_of_a_later_version_are_passed_over(tmp_path: Path) -> None:
     file = tmp_path / "new.json"
     file.write_text(json.dumps(changed(environment=HERE.to_dict() | {"moon": "full"}, more=3)))
