@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .norm_folding import FoldedNorms, fold_batch_norms
+from .packed_convolutions import pack_convolutions
 
 
 def tune(
@@ -27,8 +28,10 @@ def tune(
     """A copy of `network` for inference, with the same results up to rounding.
 
     In evaluation mode, without gradients, batch norm folded into the convolutions wherever that is
-    exact (`norm_folding.fold_batch_norms`), weights and images in channels_last. `network` itself
-    is left as it is; later changes to it do not reach the copy.
+    exact (`norm_folding.fold_batch_norms`), weights and images in channels_last, and on the CPU the
+    weights of convolutions in the kernels' own order (`packed_convolutions`), which takes as much
+    memory as they do once more. `network` itself is left as it is; later changes to it do not reach
+    the copy.
 
     Args:
         network: maps images (B, C, H, W) to a tensor. A tuned one is taken apart first.
@@ -86,6 +89,7 @@ class TunedNetwork(nn.Module):
         self.network.to(memory_format=torch.channels_last)
         if dtype is not None:
             self.network.to(dtype)
+        pack_convolutions(self.network)
         self.norms = norms
         self.is_compiled = compile
         self.training = False

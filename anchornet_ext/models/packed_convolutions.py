@@ -1,0 +1,185 @@
+"""Convolutions whose weights lie in the order in which the CPU's kernels read them.
+
+oneDNN, which PyTorch's convolutions on a CPU are, wants the weights in blocks that fit the vector
+registers. `torch.nn.functional.conv2d` is given them in rows, so it brings them into that order at
+every call: for one image of 95x95, whose last feature maps have 3x3 pixels, that is most of the
+time. On one thread PyTorch then even leaves oneDNN for a slower convolution of its own. Here the
+weights are brought into order once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: For how many kinds of work a convolution remembers the order of its weights.
+_MAX_KNOWN = 64
+
+
+def pack_convolutions(network: nn.Module) -> int:
+    """Makes every plain `nn.Conv2d` in `network` a `PackedConv2d`, in place.
+
+    The weights are shared with nothing new, and a module that stands in several places stays one.
+
+    Returns:
+        How many there were.
+    """
+    found = [module for module in network.modules() if _can_be_packed(module)]
+    for module in found:
+        module.__class__ = PackedConv2d  # with its parameters, hooks and places
+    return len(found)
+
+
+class PackedConv2d(nn.Conv2d):
+    """`nn.Conv2d` for inference on a CPU, with the same results up to rounding.
+
+    `weight` stays what it is and may be replaced or moved; its copy in oneDNN's order is made at
+    the first call for a kind of work, and again when it has changed. Where gradients are wanted,
+    under autocast, while PyTorch compiles or exports, on another device, and in a dtype that the
+    processor's oneDNN has no kernels for, it is `nn.Conv2d`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self._runs_packed(input):
+            return super().forward(input)
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            input,
+            self._packed(input),
+            self.bias,
+            self.padding,
+            self.stride,
+            self.dilation,
+            self.groups,
+            "none",
+            [],
+            "",
+        )
+        return out
+
+    def _runs_packed(self, input: Tensor) -> bool:
+        """Asked at every call, so the dearest questions come last."""
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return False
+        weight = self.weight
+        return (
+            input.is_cpu
+            and weight.is_cpu
+            and input.dtype == weight.dtype
+            and input.dim() == 4
+            and input.shape[0] > 0
+            and input.shape[1] == self.in_channels  # else the usual error
+            # On a single pixel, as of the gates of squeeze-and-excitation, this takes longer.
+            and (input.shape[2] > 1 or input.shape[3] > 1)
+            and not (torch.is_grad_enabled() and _wants_gradient(input, weight, self.bias))
+            and _has_kernels(input.dtype)
+            and not torch.is_autocast_enabled("cpu")
+            # Nobody watches, pretends or maps.
+            and type(input) is Tensor
+            and torch._C._len_torch_dispatch_stack() == 0
+            and torch._C._functorch.peek_interpreter_stack() is None
+        )
+
+    def _packed(self, input: Tensor) -> Tensor:
+        """The weights in the order for this size of map, batch (roughly) and number of threads.
+
+        A kernel that is given another order than its own reorders them at every call.
+        """
+        weight = self.weight
+        # Loading a state dict writes into the tensor, which counts that outside of inference mode.
+        version = -1 if weight.is_inference() else weight._version
+        known: _Known | None = self.__dict__.get("_known")
+        if known is None or known.weight is not weight or known.version != version:
+            known = self.__dict__["_known"] = _Known(weight, version)
+        batch, _, height, width = input.shape
+        work = (height, width, batch.bit_length(), torch.get_num_threads())
+        packed = known.packed.get(work)
+        if packed is None:
+            packed = torch.ops.mkldnn._reorder_convolution_weight(
+                weight.detach(),
+                self.padding,
+                self.stride,
+                self.dilation,
+                self.groups,
+                list(input.shape),
+            )
+            known.add(work, packed)
+            packed = known.packed[work]
+        return packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies, and what is loaded from a file, pack their own.
+        return {name: value for name, value in self.__dict__.items() if name != "_known"}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedConv2d:
+        self.__dict__.pop("_known", None)  # `fn` may write into the parameters' data
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class _Known:
+    """The orders that a weight was brought into, each kept once.
+
+    Attributes:
+        weight, version: what they are orders of.
+        packed: by the kind of work.
+    """
+
+    def __init__(self, weight: Tensor, version: int) -> None:
+        self.weight = weight
+        self.version = version
+        self.packed: dict[tuple[int, ...], Tensor] = {}
+
+    def add(self, work: tuple[int, ...], packed: Tensor) -> None:
+        # Most kinds of work share an order, and the weights are most of what a network weighs.
+        same = (other for other in self.packed.values() if _equal_bytes(packed, other))
+        packed = next(same, packed)
+        if len(self.packed) >= _MAX_KNOWN:
+            self.packed.pop(next(iter(self.packed)))
+        self.packed[work] = packed
+
+
+def _equal_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two of oneDNN's own tensors, which PyTorch cannot look into, hold the same bytes."""
+    size = torch.ops.mkldnn._nbytes(a)
+    if torch.ops.mkldnn._nbytes(b) != size:
+        return False
+    pointers = (torch.ops.mkldnn.data_ptr(tensor) for tensor in (a, b))
+    views = ((ctypes.c_uint8 * size).from_address(pointer) for pointer in pointers)
+    first, second = (torch.frombuffer(view, dtype=torch.uint8) for view in views)
+    return torch.equal(first, second)
+
+
+def _can_be_packed(module: nn.Module) -> bool:
+    return (
+        # Somebody's own convolution may do something else with its weight.
+        type(module) is nn.Conv2d
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+        and module.in_channels > 0
+        and module.out_channels > 0
+    )
+
+
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+@functools.cache
+def _has_kernels(dtype: torch.dtype) -> bool:
+    """Whether oneDNN convolves in this dtype, on this processor and in this build of PyTorch."""
+    operators = ("_convolution_pointwise", "_reorder_convolution_weight", "data_ptr", "_nbytes")
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if not all(hasattr(torch.ops.mkldnn, name) for name in operators):
+        return False
+    if dtype == torch.float32:
+        return True
+    supported = {
+        torch.bfloat16: "_is_mkldnn_bf16_supported",
+        torch.float16: "_is_mkldnn_fp16_supported",
+    }.get(dtype)
+    return supported is not None and bool(getattr(torch.ops.mkldnn, supported)())

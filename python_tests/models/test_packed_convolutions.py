@@ -1,0 +1,171 @@
+"""A packed convolution is the convolution, whatever its weight went through."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from anchornet_ext.models import build_backbone
+from anchornet_ext.models.packed_convolutions import (
+    PackedConv2d,
+    _has_kernels,
+    pack_convolutions,
+)
+
+pytestmark = pytest.mark.skipif(
+    not _has_kernels(torch.float32), reason="this PyTorch was built without oneDNN"
+)
+
+
+def images(*shape: int, last: bool = True, dtype: torch.dtype = torch.float32) -> Tensor:
+    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return drawn.contiguous(memory_format=torch.channels_last) if last else drawn
+
+
+def pair(*arguments: int, **options: object) -> tuple[nn.Conv2d, PackedConv2d]:
+    """A convolution and its packed copy."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain = nn.Conv2d(*arguments, **options)  # type: ignore[arg-type]
+    packed = copy.deepcopy(plain)
+    assert pack_convolutions(packed) == 1
+    assert isinstance(packed, PackedConv2d)
+    return plain, packed
+
+
+def ran_packed(module: PackedConv2d) -> bool:
+    return bool("_known" in module.__dict__ and module._known.packed)
+
+
+def assert_same(packed: nn.Module, plain: nn.Module, x: Tensor, bound: float = 1e-5) -> None:
+    with torch.no_grad():
+        got, expected = packed(x), plain(x)
+    assert got.shape == expected.shape
+    assert got.dtype == expected.dtype
+    torch.testing.assert_close(got, expected, rtol=bound, atol=bound * float(expected.abs().max()))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_same_results(data: st.DataObject) -> None:
+    groups = data.draw(st.sampled_from([1, 1, 2, 8]))
+    kernel = data.draw(st.sampled_from([1, 3, 5, (1, 3)]))
+    plain, packed = pair(
+        groups * data.draw(st.integers(1, 9)),
+        groups * data.draw(st.integers(1, 9)),
+        kernel,
+        stride=data.draw(st.integers(1, 3)),
+        padding=data.draw(st.sampled_from([0, 2, (1, 0)])),
+        dilation=data.draw(st.integers(1, 2)),
+        groups=groups,
+        bias=data.draw(st.booleans()),
+    )
+    for _ in range(data.draw(st.integers(1, 3))):  # weights packed for one shape meet another
+        batch, height, width = (data.draw(st.integers(1, n)) for n in (9, 20, 20))
+        x = images(batch, plain.in_channels, height + 8, width + 8, last=data.draw(st.booleans()))
+        assert_same(packed, plain, x)
+    assert ran_packed(packed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_dtypes(dtype: torch.dtype) -> None:
+    plain, packed = pair(16, 8, 3, dtype=dtype)
+    assert_same(packed, plain, images(2, 16, 9, 9, dtype=dtype), bound=1e-2)
+    assert ran_packed(packed) == _has_kernels(dtype)
+
+
+def test_weights_that_change() -> None:
+    plain, packed = pair(8, 8, 3, bias=False)
+    x = images(2, 8, 12, 12)
+    assert_same(packed, plain, x)
+    for module in (plain, packed):
+        module.load_state_dict({"weight": torch.full_like(module.weight, 0.25)})
+    assert_same(packed, plain, x)
+    for module in (plain, packed):
+        module.weight = nn.Parameter(torch.linspace(-1, 1, 576).reshape(8, 8, 3, 3))
+    assert_same(packed, plain, x)
+    assert_same(packed.double(), plain.double(), x.double())
+    assert_same(packed.float(), plain.float(), x)
+    with torch.inference_mode():
+        for module in (plain, packed):
+            module.weight = nn.Parameter(torch.ones(8, 8, 3, 3), requires_grad=False)
+        assert_same(packed, plain, x)
+
+
+def test_gradients_flow() -> None:
+    plain, packed = pair(4, 4, 3)
+    x = images(1, 4, 8, 8).requires_grad_()
+    (expected,) = torch.autograd.grad(plain(x).square().sum(), x)
+    (got,) = torch.autograd.grad(packed(x).square().sum(), x)
+    torch.testing.assert_close(got, expected)
+
+
+def test_copies_and_files() -> None:
+    plain, packed = pair(4, 4, 3)
+    x = images(1, 4, 8, 8)
+    assert_same(packed, plain, x)
+    assert ran_packed(packed)
+    for copied in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        assert not ran_packed(copied)  # oneDNN's own tensors can be neither copied nor stored
+        assert_same(copied, plain, x)
+    assert packed.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_usual_errors_and_empty_batches() -> None:
+    _, packed = pair(4, 6, 3)
+    with torch.no_grad():
+        assert packed(images(0, 4, 8, 8)).shape == (0, 6, 6, 6)
+        with pytest.raises(RuntimeError, match=r"expected input.* to have 4 channels"):
+            packed(images(1, 5, 8, 8))
+        with pytest.raises(RuntimeError, match=r"[Kk]ernel size can't be greater"):
+            packed(images(1, 4, 2, 2))
+        with pytest.raises(RuntimeError, match="type"):
+            packed(images(1, 4, 8, 8).double())
+
+
+def test_counted_and_mapped_as_a_convolution() -> None:
+    plain, packed = pair(4, 6, 3)
+    x = images(2, 4, 8, 8)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        packed(x)
+    assert counter.get_total_flops() == 2 * 2 * 6 * 4 * 9 * 36
+    with torch.no_grad():
+        got = torch.func.vmap(packed)(x[:, None])
+        torch.testing.assert_close(got[:, 0], plain(x))
+        traced = torch.jit.trace(packed, x)
+        assert "mkldnn::_convolution_pointwise" not in str(traced.graph)
+
+
+def test_what_is_left_alone() -> None:
+    class Own(nn.Conv2d):
+        pass
+
+    network = nn.Sequential(
+        nn.Conv2d(3, 3, 3, padding_mode="reflect", padding=1),
+        nn.Conv2d(3, 3, 3, padding="same"),
+        Own(3, 3, 3),
+        nn.Conv1d(3, 3, 3),
+    )
+    assert pack_convolutions(network) == 0
+
+
+def test_each_order_is_kept_once() -> None:
+    network = build_backbone("resnet18", 10).eval()
+    count = pack_convolutions(network)
+    assert count == 20
+    with torch.no_grad():
+        for batch in (1, 2, 4):
+            network(images(batch, 3, 64, 64))
+    for module in network.modules():
+        if isinstance(module, PackedConv2d):
+            packed = module._known.packed
+            assert len(packed) == 3
+            if torch.get_num_threads() == 1:  # with more, the order may depend on the batch
+                assert len({id(tensor) for tensor in packed.values()}) == 1
