@@ -1,4 +1,4 @@
-"""Classification networks for glance and focus: any of torchvision's, or timm's, by name."""
+"""Classification networks by name: torchvision's, timm's, and the ResNets for CIFAR."""
 
 from __future__ import annotations
 
@@ -16,13 +16,21 @@ from anchornet_ext._meta import meta_images, meta_twin
 #: Networks that train with auxiliary classifiers, which make their output a tuple, and where.
 _AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
+#: Name -> (depth, width).
+_CIFAR_RESNETS = {
+    f"cifar/resnet{depth}{suffix}": (depth, width)
+    for depth in (8, 20, 32, 44, 56, 110)
+    for suffix, width in (("", 1), ("x2", 2))
+}
+
 
 def build_backbone(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
     """A classification network with a classifier for `num_classes`.
 
     Args:
         name: a classification model of torchvision ("resnet50", "mobilenet_v3_small", ...), or
-            "timm/NAME" for a model of timm, which must be installed.
+            "timm/NAME" for a model of timm, which must be installed; or "cifar/resnet32" (8, 20,
+            32, 44, 56, 110; with x2 behind, twice as wide) for a ResNet of images of 32 x 32.
         num_classes: width of the output. Where it is not that of the pretrained classifier, the
             last layer is a new one.
         pretrained: start from torchvision's default (or timm's) pretrained weights, downloaded to
@@ -41,6 +49,8 @@ def build_backbone(name: str, num_classes: int, pretrained: bool = False) -> nn.
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     if name.startswith("timm/"):
         return _build_timm(name.removeprefix("timm/"), num_classes, pretrained)
+    if name.startswith("cifar/"):
+        return _build_cifar(name, num_classes, pretrained)
     return _build_torchvision(name, num_classes, pretrained)
 
 
@@ -53,6 +63,8 @@ def pretrained_classes(name: str) -> int:
     """
     if name.startswith("timm/"):
         return _timm_pretrained_classes(name.removeprefix("timm/"))
+    if name.startswith("cifar/"):
+        raise ValueError(f"there are no pretrained weights for {name!r}")
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         raise _unknown(name, "torchvision", names)
@@ -84,6 +96,17 @@ def require_input_size(model: nn.Module, size: int | tuple[int, int], in_channel
             f"{type(twin).__name__} does not take images of {in_channels}x{height}x{width}: "
             f"{reason[0]}"
         ) from error
+
+
+def _build_cifar(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    from .cifar_resnet import CifarResNet
+
+    if pretrained:
+        raise ValueError(f"there are no pretrained weights for {name!r}")
+    if name not in _CIFAR_RESNETS:
+        raise ValueError(f"there is no {name!r}; there are {', '.join(_CIFAR_RESNETS)}")
+    depth, width = _CIFAR_RESNETS[name]
+    return CifarResNet(depth, num_classes, width)
 
 
 def _unknown(name: str, library: str, names: Sequence[str]) -> ValueError:

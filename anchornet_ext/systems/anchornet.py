@@ -96,6 +96,11 @@ class AnchorNetSystem(System):
     title = "AnchorNet"
     summary = "a glance at the small picture, then patches where AnchorNet points"
     Options = AnchorNetOptions
+    tiny = (
+        *("--backbone", "cifar/resnet8", "--num-patches", "2", "--iou-threshold", "1"),
+        *("--crop-size", "104", "--resize-size", "104", "--backbone-size", "32"),
+        *("--glance-size", "32"),
+    )
     stages = STAGES
 
     def stages_to_run(self, options: AnchorNetOptions) -> tuple[str, ...]:

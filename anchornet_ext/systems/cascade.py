@@ -137,6 +137,11 @@ class CascadeSystem(NetworkSystem):
     title = "Cascade"
     summary = "a small network, then a large one for what it is not sure of"
     Options = CascadeOptions
+    tiny = (
+        *("--small-backbone", "cifar/resnet8", "--small-input", "16"),
+        *("--large-backbone", "cifar/resnet8", "--large-input", "32"),
+        *("--crop-size", "32", "--resize-size", "32"),
+    )
     stages = (
         Stage("small", _RECIPE, {"size", "dropout"}, "the first network, at its own size"),
         Stage("large", _RECIPE, {"size", "dropout"}, "the second network, at its own size"),

@@ -61,6 +61,10 @@ class MSDNetSystem(ExitNetworkSystem):
     title = "MSDNet"
     summary = "a multi-scale dense network with a classifier after each block"
     Options = MSDNetOptions
+    tiny = (
+        *("--preset", "cifar-batch", "--blocks", "3", "--channels", "4", "--growth", "2"),
+        *("--crop-size", "32", "--resize-size", "32"),
+    )
 
     def build(self, options: MSDNetOptions, num_classes: int) -> nn.Module:
         """See `NetworkSystem.build`."""

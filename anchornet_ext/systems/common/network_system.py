@@ -55,19 +55,24 @@ class NetworkSystem(System):
             load_weights(network.get_submodule(part), plan.best(stage))
         return network
 
+    def macs_per_exit(self, network: Any, plan: Plan) -> tuple[int, ...]:
+        """(T,) multiply-adds at the size of the crop."""
+        side = plan.preprocessing.crop_size
+        counted: tuple[int, ...] = network.macs_per_exit((side, side))
+        return counted
+
     def finish(self, plan: Plan) -> Sequence[str]:
         """Writes the network that `trained` gives."""
         missing = [stage for stage in self.parts if not plan.best(stage).is_file()]
         if missing:
             return missing
-        network: Any = self.trained(plan).eval()
-        side = plan.preprocessing.crop_size
+        network = self.trained(plan).eval()
         saved = storage.Saved(
             system=self.name,
             options=to_json(plan.options, start=False),
             class_names=plan.class_names,
             preprocessing=plan.preprocessing,
-            macs_per_exit=network.macs_per_exit((side, side)),
+            macs_per_exit=self.macs_per_exit(network, plan),
         )
         storage.save(plan.run / MODEL, network, saved)
         return ()
@@ -98,10 +103,9 @@ class NetworkSystem(System):
         self, network: nn.Module, saved: storage.Saved, folder: Path, device: torch.device
     ) -> ExitSystem:
         """The network as what is evaluated."""
-        run = folder.resolve()
         return NetworkExits(
             network,
-            name=f"{self.title} ({run.parent.name if run.name == MODEL else run.name})",
+            name=display_name(self.title, folder),
             checksum=saved.checksum,
             class_names=saved.class_names,
             preprocessing=saved.preprocessing,
@@ -110,3 +114,9 @@ class NetworkSystem(System):
             about={"model": str(folder), "kind": self.name, "options": dict(saved.options)},
             explanation=self.explanation,
         )
+
+
+def display_name(title: str, folder: Path) -> str:
+    """What a model is called in reports: by its system and its run."""
+    folder = folder.resolve()
+    return f"{title} ({folder.parent.name if folder.name == MODEL else folder.name})"

@@ -35,6 +35,8 @@ class System(ABC):
         Options: a frozen dataclass of `_options.option` fields: the command's flags and what is
             saved with the model. Its `__post_init__` raises ValueError for bad values.
         stages: what is trained, in the order in which the stages need each other.
+        tiny: flags that make it train within seconds, as small as it gets: for trying it out, and
+            for the tests that all systems must pass (python_tests/systems).
     """
 
     name: ClassVar[str]
@@ -43,6 +45,7 @@ class System(ABC):
     explanation: ClassVar[str | None] = None
     Options: ClassVar[type[Any]]
     stages: ClassVar[tuple[Stage, ...]]
+    tiny: ClassVar[tuple[str, ...]]
 
     # ---- training ----
 

@@ -1,0 +1,91 @@
+"""One network, used plainly: what every dynamic network has to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import nn
+
+from anchornet_ext._options import option
+from anchornet_ext.evaluation.report_data import PLAIN_EXPLANATION
+from anchornet_ext.models import build_backbone
+from anchornet_ext.models.single_exit import SingleExit
+from anchornet_ext.training.checkpoint import load_weights
+from anchornet_ext.training.config import Stage, StageConfig
+from anchornet_ext.training.distributed import World
+from anchornet_ext.training.plan import Plan, Supply
+from anchornet_ext.training.task import Task
+
+from .common.backbone_start import pretrained_backbone
+from .common.network_system import NetworkSystem
+
+
+@dataclass(frozen=True)
+class PlainOptions:
+    """Which network, and what it starts from."""
+
+    backbone: str = option(
+        "",
+        "a torchvision classification model, timm/NAME, or cifar/resnet32 and its like",
+        metavar="NAME",
+        required=True,
+    )
+    pretrained: bool = option(False, "start from its published ImageNet weights", start=True)
+    backbone_weights: Path | None = option(
+        None, "start from a safetensors file", convert=Path, metavar="FILE", start=True
+    )
+
+    def __post_init__(self) -> None:
+        if self.pretrained and self.backbone_weights is not None:
+            raise ValueError("--pretrained and --backbone-weights exclude each other")
+
+
+class PlainSystem(NetworkSystem):
+    """A classification network with one exit, at its end."""
+
+    name = "plain"
+    title = "Plain"
+    summary = "one network that sees the whole image, to compare the others with"
+    explanation = PLAIN_EXPLANATION
+    Options = PlainOptions
+    tiny = ("--backbone", "cifar/resnet8", "--crop-size", "32", "--resize-size", "32")
+    stages = (
+        Stage(
+            "network",
+            StageConfig(epochs=100, lr=0.1, schedule="cosine", nesterov=True),
+            {"size", "dropout"},
+            "the network",
+        ),
+    )
+    parts: ClassVar[Mapping[str, str]] = {"network": "network"}
+
+    def build(self, options: PlainOptions, num_classes: int) -> nn.Module:
+        """See `NetworkSystem.build`."""
+        network = build_backbone(options.backbone, num_classes)
+        return SingleExit(network, num_classes, options.backbone)
+
+    def require(self, plan: Plan, stages: Sequence[str], world: World) -> None:
+        """The network takes the crop, and the weights to start from fit."""
+        super().require(plan, stages, world)
+        if plan.options.backbone_weights is not None:
+            network = build_backbone(plan.options.backbone, plan.num_classes)
+            load_weights(network, plan.options.backbone_weights)
+
+    def task(self, stage: str, plan: Plan, supply: Supply) -> Task:
+        """See `System.task`."""
+        options: PlainOptions = plan.options
+        if options.pretrained:
+            network = pretrained_backbone(options.backbone, plan.num_classes)
+        else:
+            network = build_backbone(options.backbone, plan.num_classes)
+            if options.backbone_weights is not None:
+                load_weights(network, options.backbone_weights)
+        config = plan.configs[stage]
+        data = supply.batches(plan, config)
+        return Task(stage, network, config, data, plan.preprocessing, plan.num_classes)
+
+
+SYSTEM = PlainSystem()
