@@ -132,6 +132,12 @@ class GFNetSystem(NetworkSystem):
     title = "GFNet"
     summary = "a glance at the small picture, then patches that a trained policy chooses"
     Options = GFNetOptions
+    tiny = (
+        *("--backbone", "timm/test_resnet", "--backbone-size", "32", "--num-exits", "3"),
+        *("--patch-size", "32", "--classifier", "gru"),
+        *("--classifier-hidden", "16", "--policy-hidden", "16"),
+        *("--crop-size", "48", "--resize-size", "48"),
+    )
     stages = (
         Stage(
             "backbone",

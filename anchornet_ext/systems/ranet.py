@@ -73,6 +73,7 @@ class RANetSystem(ExitNetworkSystem):
         *("--preset", "cifar-growing", "--scales", "1", "2", "--factors", "2", "1"),
         *("--bottlenecks", "2", "1", "--channels", "4", "--growth", "4"),
         *("--crop-size", "32", "--resize-size", "32"),
+    )
     stages = tuple(
         # Plain momentum, where MSDNet's authors take Nesterov's.
         replace(stage, default=replace(stage.default, nesterov=False))

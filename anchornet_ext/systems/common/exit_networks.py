@@ -19,7 +19,7 @@ class ExitNetworkSystem(NetworkSystem):
     The defaults of its one stage are those of both papers for ImageNet.
     """
 
-    stages = (
+    stages: ClassVar[tuple[Stage, ...]] = (
         Stage(
             "network",
             StageConfig(
