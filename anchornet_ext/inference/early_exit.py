@@ -14,7 +14,7 @@ from anchornet_ext.ops import gather_patches
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
 from .exit_rules import ExitRules, exit_rules
-from .exit_state import ExitState
+from .exit_state import ExitState, to_device
 from .passes import (
     Passes,
     available_patches,
@@ -139,7 +139,7 @@ def _classify(
         if len(active) == 0:
             break
         if step == 1:
-            logits = passes.glance(channels_last(classifier.glance_input(images)))
+            logits = passes.glance(classifier.glance_input(images))
         else:
             if step == 2:
                 places = passes.localise(_whole_images(images, active, normalisation))
@@ -158,7 +158,7 @@ def _classify(
         check_logits(classifier, logits, "glance" if step == 1 else "focus")
         decided = state.add(active, logits, step)
         if step < rules.last:
-            active = decided.active[: int(decided.num_active)]  # the one host read of the step
+            active = decided.active[: read_count(decided.num_active)]
 
     answers = state.answers()
     used = torch.arange(1, rules.num_exits, device=device) < answers.exit_step[:, None]  # (B, T-1)
@@ -168,15 +168,20 @@ def _classify(
         anchor_label=anchor_label,
         activation_map=activation_map,
         anchor_ran=anchor_ran,
-        macs=torch.tensor(macs, device=device)[answers.exit_step - 1],
+        macs=to_device(torch.tensor(macs), device)[answers.exit_step - 1],
         full_macs=macs[available_patches(classifier, passes.image_size)],  # exit 1 + num_patches
     )
 
 
+def read_count(count: Tensor) -> int:
+    """The one number of a step that the host waits for."""
+    return int(count)
+
+
 def _whole_images(images: Tensor, active: Tensor, normalisation: dict[str, Any]) -> Tensor:
     """(A, 3, H, W) in channels_last, uint8 images normalised."""
-    if not normalisation:
-        return channels_last(images if len(active) == len(images) else images[active])
+    if not normalisation and len(active) == len(images):
+        return channels_last(images)  # which they may be already
     return gather_patches(
         images,
         active.new_zeros((len(active), 2)),

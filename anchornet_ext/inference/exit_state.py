@@ -127,15 +127,6 @@ class RunningSums:
                 sums /= self._rules.policy.temperature(step)
         return sums.softmax(dim=1)
 
-    def prepare(self) -> None:
-        """Copies what images at different steps look up to the device, if they are still to come.
-
-        A CUDA graph cannot do this while it is recorded.
-        """
-        self._looked_up("thresholds", self._rules.thresholds)
-        if self._rules.policy.temperatures is not None:
-            self._looked_up("temperatures", self._rules.policy.temperatures)
-
     def _looked_up(self, name: str, values: Sequence[float]) -> Tensor:
         """(T,) on the device, copied there once, without waiting for it."""
         if name not in self._on_device:

@@ -20,9 +20,10 @@ from anchornet_ext.policy.exit_policy import ExitPolicy
 
 from .exit_rules import ExitRules, exit_rules
 from .feeding import Arrival, arrivals
+from .pass_graphs import CudaGraphs
 from .passes import Passes, available_patches, check_image_size, compiled_passes, plain_passes
 from .scheduler import Scheduler, Work
-from .stream_state import Decided, Localised, Pending, StreamState
+from .stream_state import Decided, Localised, Pending, Recorder, StreamState
 
 if TYPE_CHECKING:
     from .two_stage import TwoStageClassifier
@@ -98,6 +99,7 @@ def stream(
     patience: int | None = None,
     compile: bool | Mapping[str, Any] = False,
     passes: Passes | None = None,
+    graphs: bool | Recorder = False,
 ) -> Generator[StreamResult, None, None]:
     """Classifies images as they come, with real early exit and whole batches in every pass.
 
@@ -132,6 +134,9 @@ def stream(
             options. The first batches wait for it; `passes.compiled_passes` keeps what was compiled
             for the next stream.
         passes: what to run in place of the classifier's own networks; they know their image size.
+        graphs: on a GPU, record each pass as a CUDA graph and replay it. Not together with
+            mode="reduce-overhead" of `torch.compile`, which records its own. A function makes the
+            recordings itself; see `stream_state.Recorder`.
 
     Returns:
         A generator of one `StreamResult` for each image. Closing it early ends everything: the
@@ -157,10 +162,14 @@ def stream(
         patience = PATIENCE_IN_BATCHES * batch
     scheduler = Scheduler(slots, batch, rules.last, patience)
     macs = classifier.macs_per_exit(passes.image_size)
-    depth = 2 if next(classifier.parameters()).is_cuda else 1
+    on_gpu = next(classifier.parameters()).is_cuda
+    if graphs is True and not on_gpu:
+        raise ValueError("graphs are for a classifier on a CUDA device")
+    record = None if graphs is False else CudaGraphs() if graphs is True else graphs
+    depth = 2 if on_gpu else 1
     runner = _Runner(
         scheduler,
-        StreamState(classifier, passes, rules, slots, batch, in_flight=depth),
+        StreamState(classifier, passes, rules, slots, batch, record=record, in_flight=depth),
         rules,
         passes.image_size,
         macs=macs,
@@ -355,7 +364,7 @@ def _note_places(records: Sequence[_Record], localised: Localised) -> None:
     ):
         record.anchor_label = label
         record.activation_map = activation_map.clone()
-        record.top_left = top_left
+        record.top_left = top_left.clone()
 
 
 def _image_error(image: Tensor | None, image_size: tuple[int, int]) -> Exception | None:

@@ -139,7 +139,7 @@ class StreamState:
         with evaluating(self._classifier.network_modules()):
             if work.kind is Pass.GLANCE:
                 self._images.take(size)
-            outcome = self._runner(work.kind, places)(places)
+            outcome = self._runner(work.kind)(places)
             if isinstance(outcome, Decided) and work.kind is Pass.GLANCE:
                 self._keep(work.slots, places, outcome.stays)
         return Pending(outcome)
@@ -152,14 +152,16 @@ class StreamState:
             # The spare row of images, and a row of its own for everything that is written.
             images += [self._slots] * filled
             rows += range(self._slots, self._slots + filled)
-            steps += steps[-1:] * filled
+            steps += (steps[-1:] or [2]) * filled
         return to_device(torch.tensor((images, rows, steps)), self._device)
 
-    def _runner(self, kind: Pass, places: Tensor) -> PlacedPass:
+    def _runner(self, kind: Pass) -> PlacedPass:
         if self._record is None:
             return self._plain[kind]
         if kind not in self._recorded:
-            self._recorded[kind] = self._record(self._plain[kind], places)
+            # Over the spare rows alone: recording runs a pass several times.
+            spare = Work(kind, (), ())
+            self._recorded[kind] = self._record(self._plain[kind], self._places(spare))
         return self._recorded[kind]
 
     def _keep(self, slots: Sequence[int], places: Tensor, stays: Tensor) -> None:

@@ -25,6 +25,7 @@ from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.inference import TwoStageClassifier
 from anchornet_ext.inference.early_exit import Classification
 from anchornet_ext.inference.passes import Passes, compiled_passes, plain_passes
+from anchornet_ext.inference.slot_images import SlotImages
 from anchornet_ext.inference.stream import ImageClassification, StreamResult
 from anchornet_ext.policy.exit_policy import ExitPolicy
 from anchornet_ext.reference.early_exit import Exit
@@ -462,6 +463,49 @@ def test_inference_mode_may_begin_and_end_while_it_runs() -> None:
     assert [found(one).label for one in (first, *results)] == expected
 
 
+def test_the_source_may_use_its_memory_again() -> None:
+    model = tiny_classifier(1)
+    images = noise(23, SIZE, seed=3)
+    thresholds = spread_thresholds(model, images)
+    one, several = torch.empty_like(images[0]), torch.empty_like(images[:3])
+
+    def reused() -> Iterator[Tensor]:
+        for begin in range(0, 20, 4):
+            yield one.copy_(images[begin])
+            yield several.copy_(images[begin + 1 : begin + 4])
+        for image in images[20:]:
+            yield one.copy_(image)
+
+    got = list(model.stream(reused(), batch=8, thresholds=thresholds, image_size=SIZE))
+    assert_equal_to_batched(got, model.classify(images, thresholds))
+
+
+def test_bytes_stay_bytes_until_something_else_comes() -> None:
+    model = tiny_classifier(1)
+    pixels = (noise(9, SIZE, seed=3).sigmoid() * 255).to(torch.uint8)
+    held = SlotImages(model, 6, 3, SIZE)
+    assert held.put(pixels[0])  # the memory is there only now
+    assert not held.put(pixels[1])
+    held.take(2)
+    held.keep([0, 1], [5, 2])
+    rows = torch.tensor([2, 5])
+    normalised = model.preprocessing.normalise(pixels)
+    assert held.arrived(2).dtype == torch.uint8
+    torch.testing.assert_close(held.whole(rows), normalised[[1, 0]])
+    held.put(pixels[2])
+    assert held.put(normalised[3])  # all of them become floats
+    assert not held.is_bytes
+    held.put(pixels[4])
+    with pytest.raises(RuntimeError, match="3 images wait for the glance, not 2"):
+        held.take(2)
+    held.take(3)
+    torch.testing.assert_close(held.arrived(3), normalised[2:5])
+    torch.testing.assert_close(held.whole(rows), normalised[[1, 0]])
+    corners = torch.tensor([[1, 2], [3, 4]])
+    patch = held.patches(corners, rows)[0]
+    torch.testing.assert_close(patch, normalised[1, :, 1:96, 2:97])
+
+
 def test_results_do_not_keep_their_batches() -> None:
     model = tiny_classifier(1)
     images = noise(16, SIZE, seed=3)
@@ -562,6 +606,21 @@ def test_cuda_equals_cpu(answer: Any) -> None:
     expected = model.classify(images, policy=policy)
     got = list(stream(model.cuda(), images, batch=8, policy=policy))
     assert_equal_to_batched(got, expected)
+
+
+@needs_cuda
+@pytest.mark.parametrize("pixels", [torch.uint8, torch.float32])
+def test_recorded_graphs(pixels: torch.dtype) -> None:
+    model = tiny_classifier(1).tuned().cuda()
+    images = noise(61, SIZE, seed=3)
+    if pixels == torch.uint8:
+        images = (images.sigmoid() * 255).to(torch.uint8)
+    policy = ExitPolicy((0.5, 0.7, 0.8, 0.9))
+    expected = list(stream(model, images, batch=8, policy=policy))
+    for source in (images, images.cuda()):
+        got = list(stream(model, source, batch=8, policy=policy, graphs=True))
+        assert [found(one).label for one in got] == [found(one).label for one in expected]
+        assert [found(one).exit_step for one in got] == [found(one).exit_step for one in expected]
 
 
 @needs_cuda
