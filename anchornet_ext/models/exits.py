@@ -111,7 +111,7 @@ class ExitNetwork(nn.Module):
         self.exits = tuple(exits)
         self.num_classes = num_classes
         self.schedule = schedule
-        self._macs: dict[tuple[int, int, str, bool], tuple[int, ...]] = {}
+        self._macs: dict[tuple[int, int, str], tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     @property
     def num_exits(self) -> int:
@@ -193,33 +193,38 @@ class ExitNetwork(nn.Module):
         Raises:
             ValueError: the network does not take images of that size.
         """
-        key = (*image_size, self.schedule, elementwise)
+        key = (*image_size, self.schedule)
         if key not in self._macs:
-            self._macs[key] = self._counted(image_size, elementwise)
-        return self._macs[key]
+            self._macs[key] = self._counted(image_size)
+        products, others = self._macs[key]
+        if not elementwise:
+            return products
+        return tuple(map(sum, zip(products, others, strict=True)))
 
-    def _counted(self, image_size: tuple[int, int], elementwise: bool) -> tuple[int, ...]:
+    def _counted(self, image_size: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Products, and everything else that the papers count, up to each exit."""
         twin = meta_twin(self)
         assert isinstance(twin, ExitNetwork)
         images = meta_images(twin, (1, 3, *image_size))
-        counted = []
+        multiplied: list[int] = []
+        others: list[int] = []
         try:
             with (
                 torch.no_grad(),
                 FlopCounterMode(display=False) as products,
-                ElementwiseCounter() as others,
+                ElementwiseCounter() as counter,
             ):
                 run = _Run(twin, images)
                 for _ in self.exits:
                     run.next_logits()
-                    extra = others.operations if elementwise else 0
-                    counted.append(products.get_total_flops() // 2 + extra)
+                    multiplied.append(products.get_total_flops() // 2)
+                    others.append(counter.operations)
         except RuntimeError as error:
             raise ValueError(
                 f"{type(self).__name__} does not take images of {image_size[0]}x{image_size[1]}: "
                 f"{str(error).splitlines()[0]}"
             ) from error
-        return tuple(counted)
+        return tuple(multiplied), tuple(others)
 
 
 class _Run:
