@@ -19,6 +19,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "anchornet_ext.evaluation.command",
         "measure accuracy and cost at every exit, and write a report",
     ),
+    "compare": (
+        "anchornet_ext.evaluation.comparison.command",
+        "compare several systems on the same images, in one report",
+    ),
     "calibrate": (
         "anchornet_ext.policy.command",
         "fit the thresholds of early exit to a budget, an accuracy or a time",

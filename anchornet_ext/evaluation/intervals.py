@@ -55,7 +55,7 @@ def share(hits: ArrayLike, count: int) -> Estimate:
     return Estimate(np.asarray(value), np.asarray(low), np.asarray(high))
 
 
-def paired_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
+def paired_difference(first: ArrayLike, second: ArrayLike, z: float = Z_95) -> Estimate:
     """Mean of `second - first` over the same images, with its normal interval.
 
     Two systems that see the same images err on many of the same ones, so their difference is known
@@ -63,6 +63,7 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
 
     Args:
         first, second: (N, ...) scores of each image in [0, 1], correctness for example.
+        z: standard errors to either side; more than for 95 % where several are looked at together.
 
     Returns:
         Estimates of shape (...). Of fewer than two images the interval is [-1, 1].
@@ -83,6 +84,6 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
     # Where no pair differs the spread would be 0, although the next pair might differ: reckon with
     # at least one that does.
     spread = np.sqrt(np.maximum(difference.var(axis=0, ddof=1), 1 / count) / count)
-    low = np.maximum(mean - Z_95 * spread, -1.0)
-    high = np.minimum(mean + Z_95 * spread, 1.0)
+    low = np.maximum(mean - z * spread, -1.0)
+    high = np.minimum(mean + z * spread, 1.0)
     return Estimate(np.asarray(mean), np.asarray(low), np.asarray(high))

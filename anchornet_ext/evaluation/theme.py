@@ -49,7 +49,10 @@ LIGHT = Theme(
     ink="#1d2126",
     faint="#5c6670",
     grid="#dfe3e8",
-    series=("#0072b2", "#d55e00", "#009e73", "#8a6d00", "#56b4e9"),
+    series=(
+        *("#0072b2", "#d55e00", "#009e73", "#8a6d00", "#56b4e9"),
+        *("#a8327d", "#5b5fc7", "#6b7785"),
+    ),
     point="#9b3f83",
     plain="#1d2126",
 )
@@ -59,7 +62,10 @@ DARK = Theme(
     ink="#e8eaed",
     faint="#a3acb6",
     grid="#363d45",
-    series=("#56b4e9", "#f0934a", "#2cc59b", "#e6c84a", "#9db7ff"),
+    series=(
+        *("#56b4e9", "#f0934a", "#2cc59b", "#e6c84a", "#9db7ff"),
+        *("#e58cc4", "#b3a5ff", "#a8b3bf"),
+    ),
     point="#e39cc5",
     plain="#e8eaed",
 )

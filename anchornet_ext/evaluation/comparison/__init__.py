@@ -1,0 +1,1 @@
+"""Several systems on the same images, side by side (`anchornet compare`)."""
