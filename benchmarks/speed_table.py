@@ -16,6 +16,7 @@ from pathlib import Path
 
 from anchornet_ext.benchmark.breakdown import PARTS, WHOLE
 from anchornet_ext.benchmark.rows import Results, Row
+from anchornet_ext.evaluation.units import three_digits
 
 
 def tables(results: Results) -> Iterator[str]:
@@ -81,7 +82,7 @@ def breakdown(rows: Iterable[Row]) -> Iterator[str]:
                 if time is None:
                     cells += ["failed", ""]
                 else:
-                    cells += [f"{time:.3f}", f"{100 * time / totals[way]:.1f} %"]
+                    cells += [three_digits(time), f"{100 * time / totals[way]:.1f} %"]
             share = macs.get(part, 0) / work
             yield f"| {' | '.join(cells)} | {100 * share:.1f} % |"
         sums = " | ".join(f"{totals[way]:.2f} |" for way in ("before", "after"))
