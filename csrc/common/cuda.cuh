@@ -45,4 +45,14 @@ __device__ __forceinline__ int64_t* dynamic_shared_words() {
   return words;
 }
 
+// In one instruction, while nvcc may split the assignment of a structure. `to`, in global memory,
+// is a multiple of 16 bytes.
+template <typename Pack>
+__device__ __forceinline__ void store_16_bytes(void* to, const Pack& pack) {
+  static_assert(sizeof(Pack) == sizeof(uint4));
+  uint4 words;
+  memcpy(&words, &pack, sizeof(words));
+  __stwb(static_cast<uint4*>(to), words);
+}
+
 }  // namespace anchornet

@@ -1,5 +1,5 @@
-// gather_patches: checks, the arithmetic of normalisation, and the walk over the output that the
-// CUDA kernel and the CPU kernel's path for unusual strides share.
+// gather_patches: checks, the arithmetic of normalisation and the walk over the output, which the
+// CPU and the CUDA kernel share, and what the CPU kernel does where strides are unusual.
 #pragma once
 
 #include <optional>
@@ -99,7 +99,8 @@ struct Walk {
   bool channel_is_outer;
 };
 
-inline Walk plan_walk(const Gather& g) {
+// `merge`: whether the last of these may be taken.
+inline Walk plan_walk(const Gather& g, bool merge = true) {
   const int64_t height = g.bounds.patch_height, width = g.bounds.patch_width;
   if (!g.channels_last) {
     return {{g.channels, height, width},
@@ -107,7 +108,7 @@ inline Walk plan_walk(const Gather& g) {
             g.channels,
             true};
   }
-  if (g.channel_stride == 1 && g.column_stride == g.channels) {
+  if (merge && g.channel_stride == 1 && g.column_stride == g.channels) {
     return {{1, height, width * g.channels}, {0, g.row_stride, 1}, g.channels, false};
   }
   return {{height, width, g.channels},
@@ -120,12 +121,10 @@ inline Walk plan_walk(const Gather& g) {
 // are left as they are. `places` maps m to a Place that lies inside of the images. `mean` and `std`
 // are null where nothing is normalised.
 template <typename Out, typename In, int Count, typename Places>
-ANCHORNET_HOST_DEVICE inline void gather_pack(const In* images, int64_t image_stride,
-                                              int64_t row_stride, int64_t column_stride,
-                                              const Walk& walk, const Places& places,
-                                              const Accumulate<Out>* mean,
-                                              const Accumulate<Out>* std, int64_t start,
-                                              int64_t total, Pack<Out, Count>& pack) {
+inline void gather_pack(const In* images, int64_t image_stride, int64_t row_stride,
+                        int64_t column_stride, const Walk& walk, const Places& places,
+                        const Accumulate<Out>* mean, const Accumulate<Out>* std, int64_t start,
+                        int64_t total, Pack<Out, Count>& pack) {
   DivMod split = divmod(start, walk.size[2]);
   int64_t i2 = split.remainder;
   split = divmod(split.quotient, walk.size[1]);
@@ -145,9 +144,6 @@ ANCHORNET_HOST_DEVICE inline void gather_pack(const In* images, int64_t image_st
   const bool at_once = one_run && reinterpret_cast<uintptr_t>(from) % alignof(Pack<In, Count>) == 0;
   Pack<In, Count> loaded{};
   if (at_once) loaded = *reinterpret_cast<const Pack<In, Count>*>(from);
-#ifdef ANCHORNET_DEVICE_CODE
-#pragma unroll
-#endif
   for (int j = 0; j < Count; ++j) {
     if (j >= count) break;
     const In x = at_once ? loaded.value[j] : *from;

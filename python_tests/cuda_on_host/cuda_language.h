@@ -39,6 +39,12 @@
 #define __shfl_down_sync(mask, value, lanes) \
   ::cuda_on_host::shuffle({__FILE__, __LINE__}, ::cuda_on_host::Shuffle::kDown, mask, value, lanes)
 
+struct alignas(16) [[gnu::may_alias]] uint4 {
+  unsigned x, y, z, w;
+};
+
+inline void __stwb(uint4* to, const uint4& words) { *to = words; }
+
 inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __ffs(int x) { return x == 0 ? 0 : std::countr_zero(static_cast<unsigned>(x)) + 1; }
 

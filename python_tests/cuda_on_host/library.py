@@ -88,11 +88,26 @@ class Emulator:
         return error.decode()
 
 
-@functools.cache
 def emulator() -> Emulator:
-    """Builds and loads the library; its operators are registered from then on."""
+    """Builds and loads the library, once; its operators are registered from then on.
+
+    Raises:
+        RuntimeError: it cannot be built; the message is the compiler's.
+    """
+    loaded = _load()
+    if isinstance(loaded, RuntimeError):
+        raise loaded
+    return loaded
+
+
+@functools.cache
+def _load() -> Emulator | RuntimeError:
+    """What failed is not tried again: every test would wait for the compiler."""
     _extension.require()
-    library = build()
+    try:
+        library = build()
+    except RuntimeError as error:
+        return error
     torch.ops.load_library(str(library))
     definitions = torch.library.Library(NAMESPACE, "FRAGMENT")
     for name in OPERATORS:

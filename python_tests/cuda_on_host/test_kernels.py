@@ -268,6 +268,17 @@ def test_sums_of_exit_step_beyond_32_bits() -> None:
 # ---- the rest
 
 
+@pytest.mark.parametrize("side", [545, 559])
+def test_tiles_that_begin_beyond_the_patch_write_nothing(side: int) -> None:
+    """Equal tiles may be more than a patch has elements for: then no element is written twice."""
+    images = torch.randn(1, 1, side, side, generator=generator())
+    zero = torch.zeros(1, 2, dtype=torch.int64)
+    patches = library.kernel("gather_patches")(
+        images, zero[:, 0], zero, side, side, None, None, torch.float32, False
+    )
+    assert torch.equal(patches, images)
+
+
 @pytest.mark.usefixtures("first_and_last_blocks")
 def test_blocks_of_the_selection_take_several_images() -> None:
     """With the state in global memory there are 512 blocks, so that the first take two images."""

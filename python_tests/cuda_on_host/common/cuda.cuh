@@ -5,6 +5,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <cstring>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -60,5 +61,13 @@ void launch_kernel(void (*function)(Parameters...), const LaunchShape& shape, cu
 }
 
 inline int64_t* dynamic_shared_words() { return cuda_on_host::dynamic_shared(); }
+
+template <typename Pack>
+void store_16_bytes(void* to, const Pack& pack) {
+  static_assert(sizeof(Pack) == sizeof(uint4));
+  uint4 words;
+  std::memcpy(&words, &pack, sizeof(words));
+  __stwb(static_cast<uint4*>(to), words);
+}
 
 }  // namespace anchornet
