@@ -1,5 +1,6 @@
 """The operators: documented functions over the native kernels."""
 
+from .cells import CellWeights, convolve_cells, fuse_cells, pack_cells
 from .class_activation_map import class_activation_map
 from .exit_step import ExitStep, exit_step
 from .gather_patches import gather_patches
@@ -9,13 +10,17 @@ from .scatter_patches import scatter_patches, scatter_patches_onto
 from .select_patches import PatchSelection, select_patches
 
 __all__ = [
+    "CellWeights",
     "ExitStep",
     "MBConvBlock",
     "PatchSelection",
     "class_activation_map",
+    "convolve_cells",
     "exit_step",
+    "fuse_cells",
     "gather_patches",
     "mbconv_chain",
+    "pack_cells",
     "resize_images",
     "scatter_patches",
     "scatter_patches_onto",

@@ -1,5 +1,6 @@
 """The operators in plain PyTorch and Python: slow, obvious, the specification of the kernels."""
 
+from .cells import convolve_cells, fuse_cells
 from .class_activation_map import class_activation_map
 from .exit_step import exit_step
 from .mbconv_chain import mbconv_chain
@@ -9,7 +10,9 @@ from .select_patches import select_patches
 
 __all__ = [
     "class_activation_map",
+    "convolve_cells",
     "exit_step",
+    "fuse_cells",
     "gather_patches",
     "mbconv_chain",
     "resize_images",

@@ -42,4 +42,13 @@ STABLE_TORCH_LIBRARY(anchornet_ext, m) {
   m.def(
       "mbconv_chain(Tensor images, Tensor[] parameters, int[] strides, int[] depthwise_strides, "
       "bool centre_skip) -> Tensor");
+
+  // (N, h, w, channels): cells of N places convolved with what their neighbours hold
+  m.def(
+      "convolve_cells(Tensor cells, Tensor? neighbours, Tensor weight, Tensor bias, int[] counts, "
+      "SymInt channels, Tensor? add, Tensor? add_index, int activation) -> Tensor");
+  // (B, C, height, width) in channels_last: a * base + (1 - a) * cells at their slots
+  m.def(
+      "fuse_cells(Tensor base, Tensor cells, Tensor slots, Tensor a, SymInt height, SymInt width) "
+      "-> Tensor");
 }

@@ -4,12 +4,14 @@ A cheap base branch sees the whole map at a lower resolution; a refinement branc
 resolution, in channel groups, on the cells that each group's mask selects.
 """
 
+from .activation import set_activation
 from .cost import SARCost, sar_cost
 from .module import ModuleOptions, SARModule
 from .network import Architecture, SARNetwork, Stage, mean_activation
 from .presets import ARCHITECTURES, build_sar
 from .region_selection import decide, sample
 from .schedules import refinement_loss, target_rate, temperature
+from .sparse import SparseSAR
 
 __all__ = [
     "ARCHITECTURES",
@@ -18,6 +20,7 @@ __all__ = [
     "SARCost",
     "SARModule",
     "SARNetwork",
+    "SparseSAR",
     "Stage",
     "build_sar",
     "decide",
@@ -25,6 +28,7 @@ __all__ = [
     "refinement_loss",
     "sample",
     "sar_cost",
+    "set_activation",
     "target_rate",
     "temperature",
 ]
