@@ -1,0 +1,123 @@
+"""The room itself: which systems there are, whose flags are whose, and runs of before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import Command
+from system_runs import Trained, train_flags
+
+from anchornet_ext import systems
+from anchornet_ext.systems import System, find_system, own_system_names, system_names
+from anchornet_ext.systems.cascade import CascadeSystem
+from anchornet_ext.systems.common.loading import load_system
+
+
+def test_every_file_is_a_system() -> None:
+    folder = Path(systems.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert files == set(own_system_names())
+    assert {"anchornet", "gfnet", "ranet", "msdnet", "sar", "cascade"} <= files
+    for name in files:
+        assert isinstance(find_system(name), System)
+
+
+def test_other_packages_can_add_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(CascadeSystem):
+        name = "mine"
+
+    class Point:
+        name = "mine"
+
+        def load(self) -> System:
+            return Mine()
+
+    monkeypatch.setattr(systems, "entry_points", lambda group: [Point()])
+    assert system_names() == [*own_system_names(), "mine"]
+    assert isinstance(find_system("mine"), Mine)
+    with pytest.raises(ValueError, match=r"there is no system 'mime'.*did you mean mine"):
+        find_system("mime")
+
+
+@pytest.mark.parametrize(
+    ("system", "flag", "owners"),
+    [
+        ("msdnet", "--num-patches", "anchornet"),
+        ("anchornet", "--small-lr", "cascade"),
+        ("cascade", "--penalty", "sar"),
+    ],
+)
+def test_a_flag_of_another_system_is_named(
+    photos: Path, tmp_path: Path, anchornet: Command, system: str, flag: str, owners: str
+) -> None:
+    run = tmp_path / "run"
+    done = anchornet(*train_flags(find_system(system), photos, run, flag, "1"))
+    assert done.returncode == 2
+    assert f"{flag} is an option of --system {owners}" in done.stderr
+    assert f"not of {system}" in done.stderr
+    assert not run.exists()
+
+
+def test_help_is_of_the_system_that_is_chosen(anchornet: Command) -> None:
+    own, other = anchornet("train", "--help"), anchornet("train", "--system=sar", "--help")
+    assert own.returncode == other.returncode == 0
+    assert "--num-patches" in own.stdout
+    assert "--penalty" not in own.stdout
+    assert "--penalty" in other.stdout
+    assert "--num-patches" not in other.stdout
+    unknown = anchornet("train", "--system", "sra", "--data", "x", "--out", "y")
+    assert unknown.returncode == 2
+    assert "there is no system 'sra'" in unknown.stderr
+
+
+def test_a_run_belongs_to_one_system(
+    photos: Path, trained: Callable[[str], Trained], anchornet: Command
+) -> None:
+    run = trained("plain").run
+    other = anchornet(*train_flags(find_system("cascade"), photos, run, "--resume"))
+    assert other.returncode == 2
+    assert "was begun with system plain, not cascade" in other.stderr
+    changed = train_flags(find_system("plain"), photos, run, "--resume")
+    changed[changed.index("cifar/resnet8")] = "cifar/resnet20"
+    again = anchornet(*changed)
+    assert "was begun with backbone cifar/resnet8, not cifar/resnet20" in again.stderr
+
+
+def test_runs_of_before_there_were_systems_go_on(
+    photos: Path, tmp_path: Path, anchornet: Command
+) -> None:
+    """Their config.json and last.pt do not say "system", nor their optimiser at which rate."""
+    run = tmp_path / "run"
+    flags = train_flags(find_system("anchornet"), photos, run, "--stages", "anchor")
+    short = [*flags]
+    short[short.index("--anchor-epochs") + 1] = "2"
+    assert anchornet(*short).returncode == 0
+    path = run / "config.json"
+    config = json.loads(path.read_text())
+    del config["system"]
+    path.write_text(json.dumps(config))
+    state = torch.load(run / "anchor" / "last.pt", weights_only=True)
+    del state["identity"]["system"]
+    del state["identity"]["config"]["pad"]
+    for group in state["optimizer"]["param_groups"]:
+        del group["rate"]
+    state["progress"]["epoch"] = 1  # one more epoch to do
+    state["progress"]["rows"] = state["progress"]["rows"][:1]
+    torch.save(state, run / "anchor" / "last.pt")
+    done = anchornet(*short, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "resumed after epoch 1" in done.stderr
+    assert json.loads(path.read_text())["system"] == "anchornet"
+
+
+def test_an_unfinished_run_is_named(photos: Path, tmp_path: Path, anchornet: Command) -> None:
+    run = tmp_path / "run"
+    flags = train_flags(find_system("cascade"), photos, run, "--stages", "small")
+    done = anchornet(*flags)
+    assert "no model yet: large still to train" in done.stderr
+    with pytest.raises(FileNotFoundError, match="a run that is not finished"):
+        load_system(run, torch.device("cpu"))
