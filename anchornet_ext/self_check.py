@@ -128,6 +128,35 @@ def mbconv_chain(device: torch.device) -> None:
     )
 
 
+def convolve_cells(device: torch.device) -> None:
+    """Two segments of 3x3 convolutions over cells with and without neighbours."""
+    cells = _normal(3, 4, 4, 5, device=device)
+    weights = ops.pack_cells(_normal(2, 6, 5, 3, 3, device=device), _normal(2, 6, device=device))
+    neighbours = torch.tensor([[-1, 0, 1, 2, 0, -1, -1, 1, 2], [0, 1, 2, -1, 1, 0, -1, -1, -1]])
+    neighbours = neighbours.to(device)
+    torch.testing.assert_close(
+        ops.convolve_cells(cells, weights, [1, 1], neighbours, activation="relu"),
+        reference.convolve_cells(
+            cells, neighbours, weights.weight, weights.bias, [1, 1], 6, activation=1
+        ),
+        rtol=3e-4,
+        atol=1e-4,
+    )
+
+
+def fuse_cells(device: torch.device) -> None:
+    """A map of two rows of cells, one cell missing, the last row reaching beyond the map."""
+    base, cells = _normal(1, 6, 4, 3, device=device), _normal(3, 4, 3, 6, device=device)
+    slots = torch.tensor([[[[0, 2], [-1, 1]]]], device=device)
+    a = _normal(1, 6, device=device)
+    torch.testing.assert_close(
+        ops.fuse_cells(base, cells, slots, a, (7, 6)),
+        reference.fuse_cells(base, cells, slots, a, 7, 6),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
 #: operator -> its check on a device
 CHECKS: dict[str, Callable[[torch.device], None]] = {
     check.__name__: check
@@ -140,5 +169,7 @@ CHECKS: dict[str, Callable[[torch.device], None]] = {
         scatter_patches_onto,
         exit_step,
         mbconv_chain,
+        convolve_cells,
+        fuse_cells,
     )
 }

@@ -56,7 +56,8 @@ def test_the_text_names_versions_kernels_and_checks() -> None:
 
 
 def test_every_operator_is_checked() -> None:
-    operators = {name for name in ops.__all__ if name.islower()}
+    prepares_weights = {"pack_cells"}  # for `convolve_cells`, whose check calls it
+    operators = {name for name in ops.__all__ if name.islower()} - prepares_weights
     assert set(self_check.CHECKS) == operators
 
 
