@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def call(op: Callable[..., Any], *arguments: Any) -> Any:
@@ -18,7 +19,12 @@ def call(op: Callable[..., Any], *arguments: Any) -> Any:
 
     That layer is Python for operators of the stable ABI; it would find out the same, and then go on
     below autograd just like this. Inference mode leaves it out by itself.
+
+    Raises:
+        NotImplementedError: an argument has a forward-mode gradient. Below autograd it would be
+            dropped, and what comes after would take it for zero.
     """
+    refuse_tangents(op, arguments)
     if (
         torch.compiler.is_compiling()
         or torch.is_inference_mode_enabled()
@@ -30,6 +36,20 @@ def call(op: Callable[..., Any], *arguments: Any) -> Any:
         return op(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)
+
+
+def refuse_tangents(op: object, arguments: Sequence[Any]) -> None:
+    """Raises NotImplementedError if one of the tensors has a forward-mode gradient."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    for value in arguments:
+        if not isinstance(value, Tensor):
+            continue
+        dual = forward_ad.unpack_dual(value)  # type: ignore[no-untyped-call]
+        if dual.tangent is not None:
+            raise NotImplementedError(
+                f"{op} has no forward-mode derivative (torch.func.jvp, torch.autograd.forward_ad)"
+            )
 
 
 _KEPT: dict[tuple[Any, ...], Tensor] = {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anchornet_ext import _extension, reference
+from anchornet_ext.ops._calls import refuse_tangents
 from anchornet_ext.reference.mbconv_chain import PARAMETERS
 
 _NAME = "anchornet_ext::mbconv_chain"
@@ -74,10 +75,12 @@ def mbconv_chain(
         ValueError: shapes or devices do not fit together, the images are too small, or `skip` is
             neither; the message holds the value.
         ImportError: the native library is missing.
+        NotImplementedError: an argument has a forward-mode gradient.
     """
     _check_arguments(images, blocks, skip)
     _extension.require()
     parameters = [parameter for block in blocks for parameter in block[:PARAMETERS]]
+    refuse_tangents("mbconv_chain", (images, *parameters))
     strides = [block.stride for block in blocks]
     depthwise_strides = [block.depthwise_stride for block in blocks]
     result: Tensor = torch.ops.anchornet_ext.mbconv_chain(

@@ -56,7 +56,9 @@ def test_nothing_is_kept_of_pretended_tensors(nothing_kept: dict[object, Tensor]
 
 def test_nothing_is_kept_of_a_transform(nothing_kept: dict[object, Tensor]) -> None:
     images = torch.rand(2, 3, 4, 5)
-    torch.func.jvp(gather, (images,), (images,))
+    # Refused in the end, but after the statistics were made, which torch.func has wrapped.
+    with pytest.raises(NotImplementedError, match="no forward-mode"):
+        torch.func.jvp(gather, (images,), (images,))
     assert not nothing_kept
     gather(images)
     assert len(nothing_kept) == 3
