@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 #: For how many kinds of work a convolution remembers the order of its weights.
 _MAX_KNOWN = 64
@@ -39,8 +40,8 @@ class PackedConv2d(nn.Conv2d):
 
     `weight` stays what it is and may be replaced or moved; its copy in oneDNN's order is made at
     the first call for a kind of work, and again when it has changed. Where gradients are wanted,
-    under autocast, while PyTorch compiles or exports, on another device, and in a dtype that the
-    processor's oneDNN has no kernels for, it is `nn.Conv2d`.
+    forward-mode ones among them, under autocast, while PyTorch compiles or exports, on another
+    device, and in a dtype that the processor's oneDNN has no kernels for, it is `nn.Conv2d`.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -77,6 +78,7 @@ class PackedConv2d(nn.Conv2d):
             and not (torch.is_grad_enabled() and _wants_gradient(input, weight, self.bias))
             and _has_kernels(input.dtype)
             and not torch.is_autocast_enabled("cpu")
+            and forward_ad._current_level < 0  # a forward-mode gradient would be lost
             # Nobody watches, pretends or maps.
             and type(input) is Tensor
             and torch._C._len_torch_dispatch_stack() == 0

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from anchornet_ext.models import build_backbone
@@ -105,6 +106,23 @@ def test_gradients_flow() -> None:
     (expected,) = torch.autograd.grad(plain(x).square().sum(), x)
     (got,) = torch.autograd.grad(packed(x).square().sum(), x)
     torch.testing.assert_close(got, expected)
+
+
+def test_forward_mode_gradients_flow() -> None:
+    plain, packed = pair(3, 8, 3)
+    plain.requires_grad_(False)
+    packed.requires_grad_(False)
+    x = images(2, 3, 9, 9)
+    tangents = []
+    for module in (plain, packed):
+        with forward_ad.dual_level():
+            out = module(forward_ad.make_dual(x, torch.ones_like(x)))
+            tangents.append(forward_ad.unpack_dual(out).tangent)
+    assert tangents[0] is not None
+    torch.testing.assert_close(tangents[1], tangents[0])
+    assert not ran_packed(packed)
+    packed(x)
+    assert ran_packed(packed)
 
 
 def test_copies_and_files() -> None:
