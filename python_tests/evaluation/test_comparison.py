@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import Command, in_this_process
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from anchornet_ext.evaluation.comparison.budgets import (
     score_images,
@@ -25,6 +27,7 @@ from anchornet_ext.evaluation.comparison.entries import (
     same_conditions,
     same_images,
 )
+from anchornet_ext.evaluation.comparison.report import compare_entries, said, to_json
 from anchornet_ext.evaluation.comparison.sentences import about_leaders, about_standing
 from anchornet_ext.evaluation.curves import cross_fit
 from anchornet_ext.evaluation.latency import LatencyReport
@@ -304,3 +307,68 @@ def test_too_few_images_are_said_and_not_hidden(tmp_path: Path, compare: Command
     assert done.returncode == 0, done.stderr
     assert "There is no comparison at budgets" in done.stdout
     assert (tmp_path / "report" / "figures" / "accuracy_over_macs.png").exists()
+
+
+COST = st.floats(1, 1e10) | st.floats(1e-100, 1e100)
+COSTS_OF_EXITS = st.lists(COST, min_size=1, max_size=4, unique=True).map(sorted)
+
+
+@st.composite
+def any_entry(draw: st.DrawFn) -> Entry:
+    """A system of up to four exits at any costs, right at none, some or all images."""
+    costs = draw(COSTS_OF_EXITS)
+    right = [draw(st.sampled_from((0.0, 0.3, 0.6, 1.0))) for _ in costs]
+    made = entry(f"system {draw(st.integers(0, 10**9))}", right, costs, count=40)
+    if draw(st.booleans()):  # as SAR's images do
+        each = np.broadcast_to(made.table.costs(), made.table.confidence.shape).copy()
+        made = replace(made, table=replace(made.table, image_cost=each))
+    if len(times := draw(COSTS_OF_EXITS)) == len(costs):
+        made = replace(made, table=replace(made.table, milliseconds=np.array(times)))
+    return made
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(any_entry(), min_size=2, max_size=4, unique_by=lambda one: one.name),
+    st.none() | COSTS_OF_EXITS,
+    st.none() | COSTS_OF_EXITS,
+)
+def test_systems_of_any_costs_can_be_compared(
+    entries: list[Entry], budgets: list[float] | None, times: list[float] | None
+) -> None:
+    found = compare_entries(
+        entries, {"macs": budgets or [], "milliseconds": times or []}, num_points=3
+    )
+    json.dumps(to_json(found, {}), allow_nan=False)
+    text = " ".join(said(found))
+    for budget in budgets or []:
+        able = {one.name for one in entries if one.table.costs()[0] <= budget}
+        standing = [one for one in found.standings["macs"] if one.budget == budget]
+        assert {score.name for one in standing for score in one.scores} == able
+    if budgets and budgets[0] < min(one.table.costs()[0] for one in entries):
+        assert "No system can keep to a mean of" in text
+
+
+def test_an_image_that_is_always_right_is_right_once() -> None:
+    """The mean over ten splits is 1, however it is rounded on the way."""
+    always = entry("always", (0.0, 1.0), (1e6, 2e6), count=40)
+    scores, _ = score_images(always, "macs", np.array([2e6]), seed=0)
+    assert scores.max() == 1
+
+
+def test_a_budget_that_nothing_can_keep_to_is_said(tmp_path: Path, compare: Command) -> None:
+    runs = [
+        save(tmp_path / "one", make_table((0.5, 0.6), (2e6, 3e6), system="Several"), (1.0, 2.0)),
+        save(tmp_path / "two", make_table((0.6,), (9e6,), system="Single")),
+    ]
+    done = compare(
+        *runs, "--budgets", "1M,4M", "--time-budgets", "3ms", "--out", tmp_path / "report"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        "No system can keep to a mean of 1.00 MMACs an image: the cheapest, Several, costs "
+        "2.00 MMACs at its first exit." in done.stdout
+    )
+    assert "Times cannot be compared: 1 of the systems were timed." in done.stdout
+    result = json.loads((tmp_path / "report" / "comparison.json").read_text())
+    assert [(row["system"], row["budget"]) for row in result["standings"]] == [("Several", 4e6)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context
 from statistics import NormalDist
 
 import numpy as np
@@ -177,13 +178,14 @@ def score_images(
         rows = np.arange(len(measured))
         for place, limits in zip(inside, thresholds, strict=True):
             index = apply_thresholds(confidence, limits)
-            scores[measured, place] += correct[rows, index].astype(np.float32) / splits
+            scores[measured, place] += correct[rows, index]
             left[place] += np.bincount(index, minlength=table.num_exits)
+    scores /= splits  # at the end: ten times a tenth is more than 1
     spent[inside] = left[inside] @ values / (count * splits)
     return scores, spent
 
 
 def _rounded_up(value: float) -> float:
-    """To two digits, upwards: what costs 3.81 fits a budget of 3.9."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return math.ceil(value / unit - 1e-9) * unit
+    """To two digits, upwards, and never below `value`: what costs 3.81 fits a budget of 3.9."""
+    two_digits = Context(prec=2, rounding=ROUND_CEILING)
+    return float(two_digits.create_decimal(repr(value)))

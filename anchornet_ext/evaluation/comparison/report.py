@@ -91,7 +91,9 @@ def compare_entries(
     reason = why_no_standings(entries)
     if reason is None:
         for costs in _COSTS:
-            ranked[costs] = standings(entries, costs, (budgets or {}).get(costs), seed=seed)
+            asked = (budgets or {}).get(costs)
+            ranked[costs] = standings(entries, costs, asked, seed=seed)
+            notes += sentences.about_unmet(asked or (), ranked[costs], entries, costs)
     else:
         notes.append(f"There is no comparison at budgets: {reason}.")
     exits = [anytime(entry.table, entry.name) for entry in entries]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from anchornet_ext.evaluation.curves import Costs, exit_costs
 from anchornet_ext.evaluation.sentences import joined
 from anchornet_ext.evaluation.units import macs, milliseconds, percent, plural, points
 
@@ -63,6 +64,27 @@ def about_leaders(standings: Sequence[Standing]) -> str:
             "images"
         )
     return f"By {what}: {'; '.join(parts)}." if parts else ""
+
+
+def about_unmet(
+    asked: Sequence[float], standings: Sequence[Standing], entries: Sequence[Entry], costs: Costs
+) -> list[str]:
+    """Which of the budgets asked for allow no comparison, and why."""
+    known = [
+        (float(exit_costs(entry.table, costs)[0]), entry.name)
+        for entry in entries
+        if costs != "milliseconds" or entry.table.milliseconds is not None
+    ]
+    if len(known) < 2:
+        return [f"Times cannot be compared: {len(known)} of the systems were timed."] * bool(asked)
+    least, name = min(known)
+    compared = {standing.budget for standing in standings}
+    return [
+        f"No system can keep to a mean of {cost_in_words(budget, costs)} an image: the cheapest, "
+        f"{name}, costs {cost_in_words(least, costs)} at its first exit."
+        for budget in sorted(set(asked))
+        if budget not in compared
+    ]
 
 
 def about_untimed(entries: Sequence[Entry]) -> list[str]:
