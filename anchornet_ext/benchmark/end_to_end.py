@@ -47,6 +47,9 @@ MIXES = {
     "1.40 G mix": (0.69278, 0.128, 0.03426, 0.03498, 0.10998),
     "1.92 G mix": (0.35974, 0.30886, 0.10484, 0.06386, 0.1627),
 }
+#: Names for the mixes on the command line: "0.83" and so on.
+BUDGETS = {name.split()[0]: name for name in MIXES}
+NO_BUDGET = "none"
 DENSE = "dense"
 #: Smaller batches that the dense network may be faster in.
 DENSE_IN_PARTS = {"dense in 8s": 8, "dense in 32s": 32}
@@ -59,6 +62,14 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
     """Declares this suite's own options."""
     group.add_argument(
         "--exits", type=positive, nargs="+", metavar="T", help="of 1 to 5 (default: all)"
+    )
+    group.add_argument(
+        "--budgets",
+        nargs="+",
+        choices=(*BUDGETS, NO_BUDGET),
+        metavar="GMACS",
+        help=f"mixes of exits for batches of {_LEAST_OF_A_MIX} or more: {', '.join(BUDGETS)}, "
+        f"or {NO_BUDGET} (default: all)",
     )
     group.add_argument("--compiled", action="store_true", help="all networks through torch.compile")
 
@@ -157,11 +168,12 @@ def _contenders(
     usual = (1, 2, 3, 4, 5) if batch <= 64 else (1, 3, 5)
     for exit_step in getattr(options.arguments, "exits", None) or usual:
         calls[f"exit {exit_step}"] = partial(classifier.classify, images, exit_at=exit_step)
-    if batch >= _LEAST_OF_A_MIX:
+    mixes = _mixes(options) if batch >= _LEAST_OF_A_MIX else ()
+    if mixes:
         found = [classifier.classify(part, exit_at=5) for part in in_batches(images, _PART)]
         confidence = torch.cat([one.confidence.cpu() for one in found])
-        for name, shares in MIXES.items():
-            thresholds = thresholds_for(confidence, shares)
+        for name in mixes:
+            thresholds = thresholds_for(confidence, MIXES[name])
             for way, call in (("step", _step), ("stream", _stream)):
                 calls[f"{name}, {way}"] = partial(call, classifier, images, thresholds)
             networks.macs |= dict.fromkeys(
@@ -169,6 +181,12 @@ def _contenders(
                 float(classifier.classify(images, thresholds).macs.double().mean()),
             )
     return calls
+
+
+def _mixes(options: Options) -> list[str]:
+    """The names of those that are wanted."""
+    budgets = getattr(options.arguments, "budgets", None) or tuple(BUDGETS)
+    return [BUDGETS[budget] for budget in budgets if budget != NO_BUDGET]
 
 
 def _in_parts(network: nn.Module, images: Tensor, size: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Iterator
 
 import pytest
@@ -24,9 +25,10 @@ def ticks() -> Iterator[float]:
         now += 1.0
 
 
-def options(*batches: int) -> Options:
+def options(*batches: int, **arguments: object) -> Options:
     clock = ticks()
     return Options(
+        arguments=Namespace(**arguments),
         backbones=(BACKBONE,),
         batches=batches,
         sizes=(112,),
@@ -66,6 +68,15 @@ def test_mixes_have_the_shares_that_were_asked_for() -> None:
             row = rows[f"{name}, {way}"]
             assert row.error is None
             assert row.facts["macs"] == pytest.approx(wanted, rel=0.06)  # of 64 images
+
+
+@pytest.mark.parametrize(
+    ("budgets", "mixes"),
+    [(["1.92"], {"1.92 G mix, step", "1.92 G mix, stream"}), (["none"], set())],
+)
+def test_only_the_wanted_mixes(budgets: list[str], mixes: set[str]) -> None:
+    rows = end_to_end.measure(options(64, exits=[1], budgets=budgets))
+    assert {row.name for row in rows} == {"dense", "dense in 8s", "dense in 32s", "exit 1"} | mixes
 
 
 def test_statistics_are_those_of_the_activations() -> None:
@@ -129,6 +140,7 @@ def test_a_process_that_fails_is_a_row() -> None:
     ("words", "message"),
     [
         (("--exits", "6"), "--exits 6: there are 5"),
+        (("--budgets", "1.5"), "argument --budgets: invalid choice: '1.5'"),
         (("--sizes", "64"), "--sizes 64: a patch needs 95 pixels"),
         (("--backbones", "resnet51"), "no classification model named 'resnet51'"),
     ],
