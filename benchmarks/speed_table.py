@@ -2,9 +2,12 @@
 
     python benchmarks/speed_table.py benchmarks/results/end_to_end_*.json
     python benchmarks/speed_table.py benchmarks/results/breakdown.json
+    python benchmarks/speed_table.py --exits benchmarks/results/end_to_end_*.json
+    python benchmarks/speed_table.py --operators benchmarks/results/operators_cpu_1_thread.json
 
 Rows of the suites end_to_end, breakdown and memory become a table for each setting; other rows are
-left out.
+left out. With --exits, the rows of all files that leave at one exit, a line for each backbone. With
+--operators, a line for each case of the suite operators.
 """
 
 from __future__ import annotations
@@ -106,10 +109,63 @@ def memory(rows: Iterable[Row]) -> Iterator[str]:
         yield f"| {where} | {row.name} | {peak:,.0f} | {peak / int(row.settings['batch']):.1f} |"
 
 
-def main(paths: list[str]) -> int:
-    if not paths:
+def exits(files: Iterable[Results]) -> Iterator[str]:
+    """A table for each number of threads and setting, a line for each backbone."""
+    found: dict[str, dict[str, dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
+    for results in files:
+        threads = results.environment.threads
+        for row in results:
+            if row.suite == "end_to_end" and row.name.startswith("exit ") and row.facts:
+                words = [f"{threads} thread{'s' if threads > 1 else ''}"]
+                words += [f"{k} {row.settings[k]}" for k in ("batch", "size", "dtype")]
+                words += ["compiled"] if "compiled" in row.settings else []
+                found[", ".join(words)][str(row.settings["backbone"])][row.name] = row
+    for where, backbones in found.items():
+        names = sorted({name for rows in backbones.values() for name in rows})
+        yield f"| {where} | {' | '.join(names)} |"
+        yield f"|{'---|' * (1 + len(names))}"
+        for backbone, rows in backbones.items():
+            cells = [_promised_and_shown(rows.get(name)) for name in names]
+            yield f"| {backbone} | {' | '.join(cells)} |"
+        yield ""
+
+
+def _promised_and_shown(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if "share" not in row.facts:
+        return str(row.error)
+    facts = row.facts
+    share = f"{100 * facts['share']:.0f} %"
+    return f"{facts['theoretical']:.2f} / {facts['realised']:.2f} = {share}"
+
+
+def operators(rows: Iterable[Row]) -> Iterator[str]:
+    """How many times faster than all the others each operator is."""
+    yield "| case | microseconds an image, quartiles | times faster than |"
+    yield "|---|---|---|"
+    for row in rows:
+        if row.suite == "operators" and row.name.startswith("ours"):
+            if row.time is None:
+                yield f"| {row.subject}, {row.name} | {row.error} | |"
+                continue
+            median, low, high = (three_digits(1e6 * seconds) for seconds in row.time)
+            others = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row.ratios.items())
+            yield f"| {row.subject} | {median}, {low} to {high} | {others} |"
+
+
+def main(words: list[str]) -> int:
+    paths = [word for word in words if not word.startswith("--")]
+    if not paths or set(words) - {*paths, "--exits", "--operators"}:
         print(__doc__, file=sys.stderr)
         return 2
+    if "--exits" in words:
+        print("\n".join(exits(Results.load(Path(path)) for path in paths)))
+        return 0
+    if "--operators" in words:
+        rows = [row for path in paths for row in Results.load(Path(path))]
+        print("\n".join(operators(rows)))
+        return 0
     for path in paths:
         print("\n".join(tables(Results.load(Path(path)))))
     return 0
