@@ -86,7 +86,8 @@ def add_options(
         if isinstance(value, bool):
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options["type"] = known["convert"] or _type_of(value)
+            # The field's own default: an instance may well say 5 where any float is meant.
+            options["type"] = known["convert"] or _type_of(item.default)
             options["choices"] = known["choices"]
             options["required"] = known["required"]
             count = known["count"]

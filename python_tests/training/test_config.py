@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from anchornet_ext.systems.anchornet import STAGES as ANCHORNET_STAGES
-from anchornet_ext.training.config import StageConfig, add_stage_arguments, stage_config
+from anchornet_ext.training.config import Stage, StageConfig, add_stage_arguments, stage_config
 from anchornet_ext.training.schedule import learning_rate
 
 STAGES = {stage.name: stage for stage in ANCHORNET_STAGES}
@@ -66,6 +66,15 @@ def test_every_field_can_be_set_by_its_flag() -> None:
     assert {name: getattr(config, name) for name in wanted} == wanted
     assert StageConfig(**json.loads(json.dumps(config.to_dict()))) == config
     assert parse("--backbone-size", "96", stage="backbone").size == 96
+
+
+def test_a_default_that_is_whole_does_not_make_its_flag_a_whole_number() -> None:
+    stage = Stage("network", StageConfig(lr=1, warmup_epochs=5))
+    parser = argparse.ArgumentParser()
+    add_stage_arguments(parser, stage)
+    words = ["--network-warmup-epochs", "0.2", "--network-lr", "0.5"]
+    config = stage_config(parser.parse_args(words), stage)
+    assert (config.warmup_epochs, config.lr) == (0.2, 0.5)
 
 
 @pytest.mark.parametrize(
