@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo test test-second-torch check-wheel lint format bench clean
+.PHONY: help setup demo test test-cuda test-second-torch check-wheel lint format bench clean
 help:
 	@sed -n 's/^# //p' Makefile | head -6
 
@@ -39,6 +39,11 @@ demo: setup
 test: setup
 	$(BIN)/python python_tests/cuda_on_host/library.py
 	$(BIN)/python -m pytest
+
+# On a GPU: the tests that need one, then compute-sanitizer's tools (TOOLS="memcheck": one of them).
+# Fails, and says why, where there is no GPU.
+test-cuda: setup
+	PYTHONPATH=python_tests $(BIN)/python -m cuda_on_host.sanitize $(TOOLS)
 
 # The library built here, unrebuilt, under another torch.
 test-second-torch: setup
