@@ -21,6 +21,7 @@ from anchornet_ext.training.task import Task
 
 from .common.backbone_start import pretrained_backbone
 from .common.network_system import NetworkSystem
+from .common.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class PlainSystem(NetworkSystem):
     summary = "one network that sees the whole image, to compare the others with"
     explanation = PLAIN_EXPLANATION
     Options = PlainOptions
+    decisive = "backbone"
     tiny = ("--backbone", "cifar/resnet8", "--crop-size", "32", "--resize-size", "32")
     stages = (
         Stage(
@@ -61,6 +63,19 @@ class PlainSystem(NetworkSystem):
         ),
     )
     parts: ClassVar[Mapping[str, str]] = {"network": "network"}
+
+    def recipe(self, choice: str | None) -> Recipe | None:
+        """He et al., section 4.2, for the ResNets made for CIFAR: 64,000 steps are 164 epochs."""
+        if choice is None or not choice.startswith("cifar/"):
+            return None
+        published = StageConfig(
+            epochs=164, batch=128, lr=0.1, schedule="step", milestones=(50.0, 75.0), pad=4
+        )
+        return Recipe(
+            "He et al. on CIFAR, as --backbone is for its images",
+            {"network": published},
+            PlainOptions(backbone=choice),
+        )
 
     def build(self, options: PlainOptions, num_classes: int) -> nn.Module:
         """See `NetworkSystem.build`."""

@@ -25,7 +25,11 @@ from anchornet_ext.training.sar import SARLearner, SARTask
 from anchornet_ext.training.task import Task
 
 from .common.network_system import NetworkSystem, display_name
+from .common.recipe import Recipe
 from .common.storage import Saved
+
+#: The backbones that are for images of 32 x 32.
+CIFAR_BACKBONES = ("resnet20", "resnet32", "resnet32x2")
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ class SARSystem(NetworkSystem):
     title = "SAR"
     summary = "a coarse look everywhere, a fine one where a learnt mask asks for it"
     Options = SAROptions
+    decisive = "backbone"
     tiny = (
         *("--backbone", "resnet20", "--network-warmup-epochs", "0"),
         *("--crop-size", "32", "--resize-size", "32"),
@@ -162,6 +167,17 @@ class SARSystem(NetworkSystem):
         ),
     )
     parts: ClassVar[Mapping[str, str]] = {"network": ""}
+
+    def recipe(self, choice: str | None) -> Recipe | None:
+        """Appendix B: CIFAR (its Figure 4 alone is of 500 epochs), for the ResNets made for it."""
+        if choice not in CIFAR_BACKBONES:
+            return None
+        published = StageConfig(epochs=300, batch=128, lr=0.2, schedule="cosine", pad=4)
+        return Recipe(
+            f"the paper's training on CIFAR, as --backbone is {choice}",
+            {"network": published},
+            SAROptions(backbone=choice, penalty=1.0),
+        )
 
     def build(self, options: SAROptions, num_classes: int) -> nn.Module:
         """See `NetworkSystem.build`."""

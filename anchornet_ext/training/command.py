@@ -23,7 +23,7 @@ from anchornet_ext.data.image_folder import Samples, find_training_images
 from anchornet_ext.data.sources import CachedSource, FileSource
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.systems import System
-from anchornet_ext.systems.common.flags import add_system_arguments, chosen_system
+from anchornet_ext.systems.common.flags import add_system_arguments, chosen_recipe, chosen_system
 from anchornet_ext.systems.common.system import MODEL
 
 from .checkpoint import read_json, write_json
@@ -53,7 +53,9 @@ def _stage_list(system: System) -> Callable[[str], tuple[str, ...]]:
 def add_arguments_for(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """The flags of `anchornet train`, which depend on the system that `words` choose."""
     system = chosen_system(parser, words)
-    parser.set_defaults(chosen=system)
+    recipe = chosen_recipe(system, words)
+    parser.set_defaults(chosen=system, recipe=recipe)
+    resize_size, crop_size = (recipe.resize_size, recipe.crop_size) if recipe else (256, 224)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data",
@@ -79,10 +81,18 @@ def add_arguments_for(parser: argparse.ArgumentParser, words: Sequence[str]) -> 
     )
     data.add_argument("--workers", type=int, metavar="N", help="loading processes (cores, max. 8)")
     data.add_argument(
-        "--resize-size", type=int, default=256, metavar="PIXELS", help="validation short side (256)"
+        "--resize-size",
+        type=int,
+        default=resize_size,
+        metavar="PIXELS",
+        help=f"validation short side ({resize_size})",
     )
     data.add_argument(
-        "--crop-size", type=int, default=224, metavar="PIXELS", help="crop of a photo (224)"
+        "--crop-size",
+        type=int,
+        default=crop_size,
+        metavar="PIXELS",
+        help=f"crop of a photo ({crop_size})",
     )
 
     run_group = parser.add_argument_group("run")
@@ -118,7 +128,7 @@ def add_arguments_for(parser: argparse.ArgumentParser, words: Sequence[str]) -> 
     compute.add_argument("--sync-bn", action="store_true", help="batch norm over all GPUs")
     compute.add_argument("--deterministic", action="store_true", help="exact repeats on CUDA")
     compute.add_argument("--threads", type=int, metavar="N", help="CPU threads of each process")
-    add_system_arguments(parser, system)
+    add_system_arguments(parser, system, recipe)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -267,7 +277,7 @@ def _train(
     world: World,
     log: RunLog,
 ) -> None:
-    _record(system, plan, stages, world, log, len(train), len(val))
+    _record(args, plan, stages, world, log, len(train), len(val))
     photos = [_open(args, samples, name, log) for name, samples in (("train", train), ("val", val))]
     supply = Supply(photos[0], photos[1], world, log)
     options = LoopOptions(
@@ -339,8 +349,20 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def _in_words(config: StageConfig) -> str:
+    """What is asked about first; config.json has all of it."""
+    falls = config.schedule
+    if falls == "step":
+        falls += " at " + " ".join(f"{place:g}" for place in config.milestones) + " %"
+    crops = f"pad {config.pad} and crop" if config.pad else "crops of random size"
+    return (
+        f"{config.epochs} epochs, batch {config.batch}, {config.optimizer}, "
+        f"learning rate {config.lr:g}, {falls}, weight decay {config.weight_decay:g}, {crops}"
+    )
+
+
 def _record(
-    system: System,
+    args: argparse.Namespace,
     plan: Plan,
     stages: Sequence[str],
     world: World,
@@ -349,6 +371,7 @@ def _record(
     val_count: int,
 ) -> None:
     """Says in log.txt and config.json what is about to be done, and with what."""
+    system: System = args.chosen
     command = shlex.join(["anchornet", *sys.argv[1:]])
     log.line(f"$ {command}")
     versions = _versions()
@@ -358,6 +381,10 @@ def _record(
         f"classes; {world.size} process(es) on {_device_name(world.device)}, "
         f"{torch.get_num_threads()} threads, {plan.workers} workers"
     )
+    if args.recipe is not None:
+        log.line(f"where no flag says otherwise, the settings are {args.recipe.source}")
+    for stage in stages:
+        log.line(f"{stage}: {_in_words(plan.configs[stage])}")
     if not world.is_main:
         return
     path = plan.run / "config.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from anchornet_ext.training.config import Stage, StageConfig
@@ -11,13 +12,21 @@ from anchornet_ext.training.plan import Plan, Supply
 from anchornet_ext.training.task import Task
 
 from .network_system import NetworkSystem
+from .recipe import Recipe
 
 
 class ExitNetworkSystem(NetworkSystem):
     """A network (B, 3, S, S) -> (T, B, n), see `models.exits.ExitNetwork`.
 
-    The defaults of its one stage are those of both papers for ImageNet.
+    The defaults of its one stage are those of both papers for ImageNet, or for CIFAR where the
+    preset's stem is the small one.
+
+    Attributes:
+        presets: name -> configuration, which has a `stem`.
     """
+
+    presets: ClassVar[Mapping[str, Any]]
+    decisive = "preset"
 
     stages: ClassVar[tuple[Stage, ...]] = (
         Stage(
@@ -35,6 +44,17 @@ class ExitNetworkSystem(NetworkSystem):
         ),
     )
     parts: ClassVar[Mapping[str, str]] = {"network": ""}
+
+    def recipe(self, choice: str | None) -> Recipe | None:
+        """MSDNet's section 5 and RANet's section 4 train on CIFAR alike."""
+        if choice is None or choice not in self.presets or self.presets[choice].stem != "small":
+            return None
+        (stage,) = self.stages
+        published = replace(
+            stage.default, epochs=300, batch=64, schedule="step", milestones=(50.0, 75.0), pad=4
+        )
+        return Recipe(f"the paper's training on CIFAR, as --preset is {choice}",
+                      {stage.name: published}, self.Options(preset=choice))  # fmt: skip
 
     def task(self, stage: str, plan: Plan, supply: Supply) -> Task:
         """See `System.task`."""

@@ -16,6 +16,8 @@ from anchornet_ext.training.distributed import World
 from anchornet_ext.training.plan import Plan, Supply
 from anchornet_ext.training.task import Task
 
+from .recipe import Recipe
+
 #: Where in the folder of a run the finished model is.
 MODEL = "model"
 
@@ -35,6 +37,7 @@ class System(ABC):
         Options: a frozen dataclass of `_options.option` fields: the command's flags and what is
             saved with the model. Its `__post_init__` raises ValueError for bad values.
         stages: what is trained, in the order in which the stages need each other.
+        decisive: the option, if any, on which the published training settings depend (`recipe`).
         tiny: flags that make it train within seconds, as small as it gets: for trying it out, and
             for the tests that all systems must pass (python_tests/systems).
     """
@@ -45,9 +48,18 @@ class System(ABC):
     explanation: ClassVar[str | None] = None
     Options: ClassVar[type[Any]]
     stages: ClassVar[tuple[Stage, ...]]
+    decisive: ClassVar[str | None] = None
     tiny: ClassVar[tuple[str, ...]]
 
     # ---- training ----
+
+    def recipe(self, choice: str | None) -> Recipe | None:
+        """The published settings, where the option `decisive` is `choice`, if they are not usual.
+
+        Args:
+            choice: what the command line says, which need be no valid value; None: nothing.
+        """
+        return None
 
     def stages_to_run(self, options: Any) -> tuple[str, ...]:
         """The stages that run unless told otherwise (--stages)."""
