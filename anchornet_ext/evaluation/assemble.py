@@ -183,6 +183,10 @@ def _facts(table: ExitTable) -> dict[str, str]:
         facts["multiply-adds before folding"] = ", ".join(
             f"{value / 1e6:.1f} M" for value in about["macs_per_exit_unfolded"]
         )
+    if about.get("macs_per_exit_blocks"):
+        facts["multiply-adds in whole blocks, as published tables count"] = ", ".join(
+            f"{value / 1e6:.1f} M" for value in about["macs_per_exit_blocks"]
+        )
     facts["versions"] = (
         f"anchornet_ext {__version__}, torch {torch.__version__}, Python "
         f"{platform.python_version()}"

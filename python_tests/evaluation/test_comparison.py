@@ -372,3 +372,19 @@ def test_a_budget_that_nothing_can_keep_to_is_said(tmp_path: Path, compare: Comm
     assert "Times cannot be compared: 1 of the systems were timed." in done.stdout
     result = json.loads((tmp_path / "report" / "comparison.json").read_text())
     assert [(row["system"], row["budget"]) for row in result["standings"]] == [("Several", 4e6)]
+
+
+def test_it_is_said_what_the_exits_of_a_network_count() -> None:
+    costs = (5e6, 9e6)
+    entries = [
+        entry("lazy", (0.6, 0.8), costs, macs_per_exit_blocks=[7_000_000, 9_000_000]),
+        entry("whole", (0.6, 0.8), costs, macs_per_exit_blocks=[5_000_000, 9_000_000]),
+        entry("other", (0.6, 0.8), costs),
+    ]
+    lines = said(compare_entries(entries))
+    (lazy,) = [line for line in lines if "only what that exit needs" in line]
+    assert lazy.startswith("lazy computes")
+    assert "5.00 MMACs, 9.00 MMACs. In whole blocks" in lazy
+    assert "it would be 7.00 MMACs, 9.00 MMACs" in lazy
+    assert "whole is counted in whole blocks, as published tables are." in lines
+    assert not [line for line in lines if line.startswith("other") and "blocks" in line]

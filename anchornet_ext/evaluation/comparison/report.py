@@ -209,6 +209,7 @@ def said(found: Comparison) -> list[str]:
     every = [standing for several in found.standings.values() for standing in several]
     lines = [sentences.about_leaders(several) for several in found.standings.values()]
     lines += sentences.about_untimed(found.entries)
+    lines += sentences.about_schedules(found.entries)
     lines += sentences.about_varying_costs(found.entries)
     lines.append(sentences.about_chance(found.entries[0].table.num_images, every))
     return [line for line in [*lines, *found.notes] if line]

@@ -111,6 +111,25 @@ def about_chance(num_images: int, standings: Sequence[Standing]) -> str:
     return said
 
 
+def about_schedules(entries: Sequence[Entry]) -> list[str]:
+    """Of networks that can compute whole blocks before an exit, or only what it needs."""
+    said = []
+    for entry in entries:
+        whole = entry.table.metadata.get("macs_per_exit_blocks")
+        cost = entry.table.cost
+        if whole is None or cost is None:
+            continue
+        if np.array_equal(cost, whole):
+            said.append(f"{entry.name} is counted in whole blocks, as published tables are.")
+            continue
+        own, published = (", ".join(macs(float(value)) for value in one) for one in (cost, whole))
+        said.append(
+            f"{entry.name} computes before an exit only what that exit needs, and is counted so: "
+            f"{own}. In whole blocks, as published tables count, it would be {published}."
+        )
+    return said
+
+
 def about_varying_costs(entries: Sequence[Entry]) -> list[str]:
     """Of systems whose images cost differently at the same exit."""
     said = []

@@ -13,6 +13,7 @@ from anchornet_ext.training.task import Task
 
 from .network_system import NetworkSystem
 from .recipe import Recipe
+from .storage import Saved
 
 
 class ExitNetworkSystem(NetworkSystem):
@@ -69,3 +70,12 @@ class ExitNetworkSystem(NetworkSystem):
             plan.num_classes,
             network.num_exits,
         )
+
+    def about(self, network: Any, saved: Saved) -> Mapping[str, Any]:
+        """What its exits would cost in whole blocks, as published tables count them."""
+        side = saved.preprocessing.crop_size
+        schedule = network.schedule
+        network.schedule = "blocks"
+        whole = network.macs_per_exit((side, side))
+        network.schedule = schedule
+        return {"schedule": schedule, "macs_per_exit_blocks": list(whole)}

@@ -111,9 +111,18 @@ class NetworkSystem(System):
             preprocessing=saved.preprocessing,
             device=device,
             policy=saved.policy,
-            about={"model": str(folder), "kind": self.name, "options": dict(saved.options)},
+            about={
+                "model": str(folder),
+                "kind": self.name,
+                "options": dict(saved.options),
+                **self.about(network, saved),
+            },
             explanation=self.explanation,
         )
+
+    def about(self, network: Any, saved: storage.Saved) -> Mapping[str, Any]:
+        """What else a report should say of the network, ready for JSON."""
+        return {}
 
 
 def display_name(title: str, folder: Path) -> str:
