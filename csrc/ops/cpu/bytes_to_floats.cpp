@@ -1,7 +1,9 @@
 #include "ops/cpu/bytes_to_floats.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
+#include <vector>
 
 #include "common/parallel.h"
 #include "ops/gather_patches.h"
@@ -43,8 +45,27 @@ ANCHORNET_V4 ANCHORNET_INLINE __m512 normalise16(__m128i bytes, const Statistics
   return _mm512_fmadd_ps(difference, by.high, _mm512_mul_ps(difference, by.low));
 }
 
+ANCHORNET_V4 ANCHORNET_INLINE void store16(float* to, __mmask16 mask, __m512 values) {
+  _mm512_mask_storeu_ps(to, mask, values);
+}
+
+ANCHORNET_V4 ANCHORNET_INLINE void store16(Half* to, __mmask16 mask, __m512 values) {
+  _mm256_mask_storeu_epi16(to, mask,
+                           _mm512_maskz_cvtps_ph(0xffff, values, _MM_FROUND_TO_NEAREST_INT));
+}
+
+// No look at NaN: one that arithmetic gives stays one, as its lower half is zero.
+ANCHORNET_V4 ANCHORNET_INLINE void store16(BFloat16* to, __mmask16 mask, __m512 values) {
+  const __m512i bits = _mm512_castps_si512(values);
+  const __m512i odd =
+      _mm512_and_si512(_mm512_maskz_srli_epi32(0xffff, bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+  _mm256_mask_storeu_epi16(
+      to, mask, _mm512_maskz_cvtepi32_epi16(0xffff, _mm512_maskz_srli_epi32(0xffff, rounded, 16)));
+}
+
 // A row with its statistics in registers: `kVectors` of them, after which they repeat.
-template <int kVectors>
+template <int kVectors, typename Out>
 ANCHORNET_V4 ANCHORNET_INLINE void convert_rows16(const SourceRows& from, const TargetRows& to,
                                                   int64_t rows, int64_t count,
                                                   const ByteStatistics& by) {
@@ -52,14 +73,14 @@ ANCHORNET_V4 ANCHORNET_INLINE void convert_rows16(const SourceRows& from, const 
   for (int v = 0; v < kVectors; ++v) statistics[v] = load_statistics16(by, 16 * v);
   for (int64_t r = 0; r < rows; ++r) {
     const char* row = from.data + r * from.step;
-    float* out = reinterpret_cast<float*>(to.data + r * to.step);
+    Out* out = reinterpret_cast<Out*>(to.data + r * to.step);
     prefetch_row(from, r, rows, count);
     int64_t i = 0;
     for (; i + 16 * kVectors <= count; i += 16 * kVectors) {
 #pragma GCC unroll 3
       for (int v = 0; v < kVectors; ++v) {
         const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i + 16 * v));
-        _mm512_storeu_ps(out + i + 16 * v, normalise16(bytes, statistics[v]));
+        store16(out + i + 16 * v, 0xffff, normalise16(bytes, statistics[v]));
       }
     }
 #pragma GCC unroll 3
@@ -67,35 +88,29 @@ ANCHORNET_V4 ANCHORNET_INLINE void convert_rows16(const SourceRows& from, const 
       if (i >= count) break;
       const auto mask = static_cast<__mmask16>(count - i >= 16 ? 0xffff : (1 << (count - i)) - 1);
       const __m128i bytes = _mm_maskz_loadu_epi8(mask, row + i);
-      _mm512_mask_storeu_ps(out + i, mask, normalise16(bytes, statistics[v]));
+      store16(out + i, mask, normalise16(bytes, statistics[v]));
     }
   }
 }
 
-// Any other period: the statistics come from memory.
-ANCHORNET_V4 ANCHORNET_INLINE void convert_rows16_from_table(const SourceRows& from,
-                                                             const TargetRows& to, int64_t rows,
-                                                             int64_t count,
-                                                             const ByteStatistics& by) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const char* row = from.data + r * from.step;
-    float* out = reinterpret_cast<float*>(to.data + r * to.step);
-    for (int64_t i = 0; i < count; i += 16) {
-      const auto mask = static_cast<__mmask16>(count - i >= 16 ? 0xffff : (1 << (count - i)) - 1);
-      const Statistics16 statistics{_mm512_maskz_loadu_ps(mask, by.mean + i),
-                                    _mm512_maskz_loadu_ps(mask, by.high + i),
-                                    _mm512_maskz_loadu_ps(mask, by.low + i)};
-      const __m128i bytes = _mm_maskz_loadu_epi8(mask, row + i);
-      _mm512_mask_storeu_ps(out + i, mask, normalise16(bytes, statistics));
-    }
-  }
+template <typename Out>
+ANCHORNET_V4 ANCHORNET_INLINE void convert_rows_to(const SourceRows& from, const TargetRows& to,
+                                                   int64_t rows, int64_t count,
+                                                   const ByteStatistics& by) {
+  if (by.period == 1) return convert_rows16<1, Out>(from, to, rows, count, by);
+  convert_rows16<3, Out>(from, to, rows, count, by);
 }
 
-ANCHORNET_V4 void convert_rows(const SourceRows& from, const TargetRows& to, int64_t rows,
-                               int64_t count, const ByteStatistics& by) {
-  if (by.period == 1) return convert_rows16<1>(from, to, rows, count, by);
-  if (by.period == 3) return convert_rows16<3>(from, to, rows, count, by);
-  convert_rows16_from_table(from, to, rows, count, by);
+ANCHORNET_V4 void convert_rows(const SourceRows& from, ScalarType type, const TargetRows& to,
+                               int64_t rows, int64_t count, const ByteStatistics& by) {
+  switch (type) {
+    case ScalarType::Half:
+      return convert_rows_to<Half>(from, to, rows, count, by);
+    case ScalarType::BFloat16:
+      return convert_rows_to<BFloat16>(from, to, rows, count, by);
+    default:
+      return convert_rows_to<float>(from, to, rows, count, by);
+  }
 }
 
 // ---- 8 at a time
@@ -106,6 +121,13 @@ struct Statistics8 {
   __m256 mean, high, low;
 };
 
+ANCHORNET_V3 ANCHORNET_INLINE Statistics8 load_statistics8(const ByteStatistics& by, int64_t i) {
+  if (by.period == 1) {
+    return {_mm256_set1_ps(*by.mean), _mm256_set1_ps(*by.high), _mm256_set1_ps(*by.low)};
+  }
+  return {_mm256_loadu_ps(by.mean + i), _mm256_loadu_ps(by.high + i), _mm256_loadu_ps(by.low + i)};
+}
+
 ANCHORNET_V3 ANCHORNET_INLINE __m256 normalise8(const char* bytes, const Statistics8& by) {
   const __m256 high = _mm256_set1_ps(kUnitHigh), low = _mm256_set1_ps(kUnitLow);
   const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
@@ -115,54 +137,93 @@ ANCHORNET_V3 ANCHORNET_INLINE __m256 normalise8(const char* bytes, const Statist
   return _mm256_fmadd_ps(difference, by.high, _mm256_mul_ps(difference, by.low));
 }
 
-ANCHORNET_V3 void convert_rows(const SourceRows& from, const TargetRows& to, int64_t rows,
-                               int64_t count, const ByteStatistics& by) {
-  const bool one = by.period == 1;
-  Statistics8 statistics{_mm256_set1_ps(*by.mean), _mm256_set1_ps(*by.high),
-                         _mm256_set1_ps(*by.low)};
+ANCHORNET_V3 ANCHORNET_INLINE void store8(float* to, __m256 values) {
+  _mm256_storeu_ps(to, values);
+}
+
+ANCHORNET_V3 ANCHORNET_INLINE void store8(Half* to, __m256 values) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
+}
+
+ANCHORNET_V3 ANCHORNET_INLINE void store8(BFloat16* to, __m256 values) {
+  const __m256i bits = _mm256_castps_si256(values);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_srli_epi32(
+      _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff)), 16);
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(to),
+      _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1)));
+}
+
+// A row with its statistics in registers, as above.
+template <int kVectors, typename Out>
+ANCHORNET_V3 ANCHORNET_INLINE void convert_rows8(const SourceRows& from, const TargetRows& to,
+                                                 int64_t rows, int64_t count,
+                                                 const ByteStatistics& by) {
+  Statistics8 statistics[kVectors];
+  for (int v = 0; v < kVectors; ++v) statistics[v] = load_statistics8(by, 8 * v);
   for (int64_t r = 0; r < rows; ++r) {
     const char* row = from.data + r * from.step;
-    float* out = reinterpret_cast<float*>(to.data + r * to.step);
+    Out* out = reinterpret_cast<Out*>(to.data + r * to.step);
     prefetch_row(from, r, rows, count);
-    // Where the statistics of byte i are in a table that need not be as long as the row.
-    for (int64_t i = 0, s = 0; i < count; i += 8, s += 8) {
-      if (by.period == 3 && s == 24) s = 0;
-      if (!one) {
-        statistics = {_mm256_loadu_ps(by.mean + s), _mm256_loadu_ps(by.high + s),
-                      _mm256_loadu_ps(by.low + s)};
-      }
-      if (i + 8 <= count) {
-        _mm256_storeu_ps(out + i, normalise8(row + i, statistics));
-      } else {
-        char bytes[8] = {};
-        float values[8];
-        std::memcpy(bytes, row + i, count - i);
-        _mm256_storeu_ps(values, normalise8(bytes, statistics));
-        std::memcpy(out + i, values, (count - i) * sizeof(float));
+    int64_t i = 0;
+    for (; i + 8 * kVectors <= count; i += 8 * kVectors) {
+#pragma GCC unroll 3
+      for (int v = 0; v < kVectors; ++v) {
+        store8(out + i + 8 * v, normalise8(row + i + 8 * v, statistics[v]));
       }
     }
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v, i += 8) {
+      if (i >= count) break;
+      const int64_t left = std::min<int64_t>(8, count - i);
+      char bytes[8] = {};
+      Out values[8];
+      std::memcpy(bytes, row + i, left);
+      store8(values, normalise8(bytes, statistics[v]));
+      std::memcpy(out + i, values, left * sizeof(Out));
+    }
+  }
+}
+
+template <typename Out>
+ANCHORNET_V3 ANCHORNET_INLINE void convert_rows_to8(const SourceRows& from, const TargetRows& to,
+                                                    int64_t rows, int64_t count,
+                                                    const ByteStatistics& by) {
+  if (by.period == 1) return convert_rows8<1, Out>(from, to, rows, count, by);
+  convert_rows8<3, Out>(from, to, rows, count, by);
+}
+
+ANCHORNET_V3 void convert_rows(const SourceRows& from, ScalarType type, const TargetRows& to,
+                               int64_t rows, int64_t count, const ByteStatistics& by) {
+  switch (type) {
+    case ScalarType::Half:
+      return convert_rows_to8<Half>(from, to, rows, count, by);
+    case ScalarType::BFloat16:
+      return convert_rows_to8<BFloat16>(from, to, rows, count, by);
+    default:
+      return convert_rows_to8<float>(from, to, rows, count, by);
   }
 }
 
 __attribute__((target("default")))
 #endif
-void convert_rows(const SourceRows& from, const TargetRows& to, int64_t rows, int64_t count,
-                  const ByteStatistics& by) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const uint8_t* row = reinterpret_cast<const uint8_t*>(from.data + r * from.step);
-    float* out = reinterpret_cast<float*>(to.data + r * to.step);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t s = by.period <= 3 ? i % by.period : i;
-      out[i] = normalise(row[i], by.mean[s], by.std[s]);
+void convert_rows(const SourceRows& from, ScalarType type, const TargetRows& to, int64_t rows,
+                  int64_t count, const ByteStatistics& by) {
+  for_float_type(type, [&](auto tag) {
+    using Out = typename decltype(tag)::type;
+    if constexpr (!std::is_same_v<Out, double>) {
+      for (int64_t r = 0; r < rows; ++r) {
+        const uint8_t* row = reinterpret_cast<const uint8_t*>(from.data + r * from.step);
+        Out* out = reinterpret_cast<Out*>(to.data + r * to.step);
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t s = i % by.period;
+          out[i] = static_cast<Out>(normalise(row[i], by.mean[s], by.std[s]));
+        }
+      }
     }
-  }
-}
-
-}  // namespace
-
-void bytes_to_floats(const SourceRows& from, const TargetRows& to, int64_t rows, int64_t count,
-                     const ByteStatistics& by) {
-  convert_rows(from, to, rows, count, by);
+  });
 }
 
 bool quotients_are_exact(float mean, float std) {
@@ -173,9 +234,38 @@ bool quotients_are_exact(float mean, float std) {
     exact[i] = normalise(static_cast<uint8_t>(i), mean, std);
   }
   const Reciprocal reciprocal(std);
-  bytes_to_floats({bytes, 0}, {reinterpret_cast<char*>(quick), 0}, 1, 256,
-                  {&mean, &std, &reciprocal.high, &reciprocal.low, 1});
+  convert_rows({bytes, 0}, ScalarType::Float, {reinterpret_cast<char*>(quick), 0}, 1, 256,
+               {&mean, &std, &reciprocal.high, &reciprocal.low, 1});
   return std::memcmp(quick, exact, sizeof(exact)) == 0;
+}
+
+// A pair of statistics by their bits: a NaN is equal to itself.
+struct Tried {
+  uint32_t mean, std;
+  bool exact;
+};
+
+}  // namespace
+
+void bytes_to_floats(const SourceRows& from, ScalarType type, const TargetRows& to, int64_t rows,
+                     int64_t count, const ByteStatistics& by) {
+  convert_rows(from, type, to, rows, count, by);
+}
+
+std::optional<Reciprocal> exact_reciprocal(float mean, float std) {
+  constexpr size_t kRemembered = 16;
+  static thread_local std::vector<Tried> all;
+  const auto mean_bits = std::bit_cast<uint32_t>(mean), std_bits = std::bit_cast<uint32_t>(std);
+  auto found = std::find_if(all.begin(), all.end(), [&](const Tried& tried) {
+    return tried.mean == mean_bits && tried.std == std_bits;
+  });
+  if (found == all.end()) {
+    if (all.size() == kRemembered) all.erase(all.begin());
+    all.push_back({mean_bits, std_bits, quotients_are_exact(mean, std)});
+    found = all.end() - 1;
+  }
+  if (!found->exact) return std::nullopt;
+  return Reciprocal(std);
 }
 
 }  // namespace anchornet::patches

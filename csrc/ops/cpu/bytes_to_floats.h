@@ -1,9 +1,12 @@
-// (x / 255 - mean) / std from uint8 to float32: what decoded photos go through, so worth its own
-// loop. Compilers widen bytes 32 or 64 at a time and leave most of a patch's row to a scalar tail.
+// (x / 255 - mean) / std from uint8 to float32, and from there to half precision: what decoded
+// photos go through, so worth its own loop. Compilers widen bytes 32 or 64 at a time and leave most
+// of a patch's row to a scalar tail.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
+#include "common/stable.h"
 #include "ops/cpu/move_rows.h"
 
 namespace anchornet::patches {
@@ -18,8 +21,7 @@ struct Reciprocal {
 };
 
 // Statistics of a run of bytes, which repeat with the period of the channels: 1 where the run is of
-// one channel. Of a period other than 1 there are at least 64, and at least as many as a row has
-// bytes, and 16, unless the period is 3. high + low is 1 / std.
+// one channel, or 3, and then there are 48 of them at least. high + low is 1 / std.
 struct ByteStatistics {
   const float* mean;
   const float* std;
@@ -28,15 +30,17 @@ struct ByteStatistics {
   int64_t period;
 };
 
-// `rows` rows of `count` bytes, each of which starts with the first statistic.
+// `rows` rows of `count` bytes, each of which starts with the first statistic; `type` is Float,
+// Half or BFloat16.
 //
 // Where the processor has fused multiply-adds, nothing is divided: x / std is x * low, rounded,
 // plus x * high, exact, and the sum is rounded. That is the rounded quotient for almost every std,
-// see `quotients_are_exact`.
-void bytes_to_floats(const SourceRows& from, const TargetRows& to, int64_t rows, int64_t count,
-                     const ByteStatistics& by);
+// see `exact_reciprocal`.
+void bytes_to_floats(const SourceRows& from, ScalarType type, const TargetRows& to, int64_t rows,
+                     int64_t count, const ByteStatistics& by);
 
-// Whether `bytes_to_floats` gives what the division gives, tried for all 256 bytes.
-bool quotients_are_exact(float mean, float std);
+// 1 / std, if with it `bytes_to_floats` gives what the division gives, tried for all 256 bytes.
+// What was found is remembered: trying takes as long as half of a small image.
+std::optional<Reciprocal> exact_reciprocal(float mean, float std);
 
 }  // namespace anchornet::patches

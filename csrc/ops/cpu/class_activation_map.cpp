@@ -15,6 +15,7 @@
 #endif
 
 #include "common/parallel.h"
+#include "common/shuffle.h"
 
 namespace anchornet::cam {
 namespace {
@@ -221,21 +222,19 @@ template <typename V, typename T>
 // processor shuffles natively.
 [[gnu::always_inline]] inline void add_lanes(const Lanes<float>::Type (&sums)[4], float* out) {
   typedef float Quarter __attribute__((vector_size(16)));
-  typedef int32_t Order __attribute__((vector_size(16)));
   Quarter total[4];
   for (int k = 0; k < 4; ++k) {
     Quarter piece[4];
     std::memcpy(piece, &sums[k], sizeof(piece));
     total[k] = (piece[0] + piece[1]) + (piece[2] + piece[3]);
   }
-  const Order low = {0, 4, 1, 5}, high = {2, 6, 3, 7};
-  const Quarter a = __builtin_shuffle(total[0], total[2], low);   // 00 20 01 21
-  const Quarter b = __builtin_shuffle(total[0], total[2], high);  // 02 22 03 23
-  const Quarter c = __builtin_shuffle(total[1], total[3], low);
-  const Quarter d = __builtin_shuffle(total[1], total[3], high);
-  const Quarter even = a + b, odd = c + d;                  // pixels 0 2 0 2 and 1 3 1 3
-  const Quarter front = __builtin_shuffle(even, odd, low);  // 0 1 2 3
-  const Quarter back = __builtin_shuffle(even, odd, high);  // 0 1 2 3
+  const Quarter a = ANCHORNET_SHUFFLE4(total[0], total[2], 0, 4, 1, 5);  // 00 20 01 21
+  const Quarter b = ANCHORNET_SHUFFLE4(total[0], total[2], 2, 6, 3, 7);  // 02 22 03 23
+  const Quarter c = ANCHORNET_SHUFFLE4(total[1], total[3], 0, 4, 1, 5);
+  const Quarter d = ANCHORNET_SHUFFLE4(total[1], total[3], 2, 6, 3, 7);
+  const Quarter even = a + b, odd = c + d;                          // pixels 0 2 0 2 and 1 3 1 3
+  const Quarter front = ANCHORNET_SHUFFLE4(even, odd, 0, 4, 1, 5);  // 0 1 2 3
+  const Quarter back = ANCHORNET_SHUFFLE4(even, odd, 2, 6, 3, 7);   // 0 1 2 3
   Quarter result;
   std::memcpy(&result, out, sizeof(result));
   result += front + back;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "common/parallel.h"
+#include "ops/cpu/half_rows.h"
 #include "ops/cpu/rows.h"
 
 namespace anchornet::patches {
@@ -76,37 +77,37 @@ void each_run(const Scatter& s, const Rows& rows, const Bins& bins, int64_t imag
 }
 
 template <typename T>
-[[gnu::always_inline]] inline void add(const T* __restrict run, Accumulate<T>* __restrict sum,
-                                       int64_t count) {
-  for (int64_t i = 0; i < count; ++i) sum[i] += static_cast<Accumulate<T>>(run[i]);
+[[gnu::always_inline]] inline void add(const T* __restrict run, T* __restrict sum, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) sum[i] += run[i];
 }
 
 // Plain functions, because only such can have clones.
-ANCHORNET_CLONES void add_run(const float* run, float* sum, int64_t n) { add(run, sum, n); }
-ANCHORNET_CLONES void add_run(const double* run, double* sum, int64_t n) { add(run, sum, n); }
-ANCHORNET_CLONES void add_run(const Half* run, float* sum, int64_t n) { add(run, sum, n); }
-ANCHORNET_CLONES void add_run(const BFloat16* run, float* sum, int64_t n) { add(run, sum, n); }
+using anchornet::add_row;  // of half precision
+ANCHORNET_CLONES void add_row(const float* run, float* sum, int64_t n) { add(run, sum, n); }
+ANCHORNET_CLONES void add_row(const double* run, double* sum, int64_t n) { add(run, sum, n); }
 
 template <typename T>
 void sum_rows(const Scatter& s, const Bins& bins, const T* patches, T* images) {
+  using Sum = Accumulate<T>;
+  constexpr bool kInPlace = std::is_same_v<T, Sum>;
   const Rows rows(s);
-  each_output_row(
-      s, rows, rows.length * static_cast<int64_t>(sizeof(T)),
-      [&](int64_t image, int64_t plane, int64_t y, int64_t start) {
-        if constexpr (std::is_same_v<T, Accumulate<T>>) {
-          T* row = images + start;
-          clear_run(reinterpret_cast<char*>(row), rows.length * static_cast<int64_t>(sizeof(T)));
-          each_run(s, rows, bins, image, plane, y,
-                   [&](int64_t from, int64_t to) { add_run(patches + from, row + to, rows.run); });
-        } else {
-          static thread_local std::vector<float> sums;
-          sums.assign(rows.length, 0);
-          each_run(s, rows, bins, image, plane, y, [&](int64_t from, int64_t to) {
-            add_run(patches + from, sums.data() + to, rows.run);
-          });
-          for (int64_t i = 0; i < rows.length; ++i) images[start + i] = static_cast<T>(sums[i]);
-        }
-      });
+  const int64_t bytes = rows.length * static_cast<int64_t>(sizeof(Sum));
+  each_output_row(s, rows, rows.length * static_cast<int64_t>(sizeof(T)),
+                  [&](int64_t image, int64_t plane, int64_t y, int64_t start) {
+                    Sum* sum;
+                    if constexpr (kInPlace) {
+                      sum = images + start;
+                    } else {
+                      static thread_local std::vector<Sum> sums;
+                      sums.resize(rows.length);
+                      sum = sums.data();
+                    }
+                    clear_run(reinterpret_cast<char*>(sum), bytes);
+                    each_run(s, rows, bins, image, plane, y, [&](int64_t from, int64_t to) {
+                      add_row(patches + from, sum + to, rows.run);
+                    });
+                    if constexpr (!kInPlace) narrow_row(sum, images + start, rows.length);
+                  });
 }
 
 // Any strides: element by element, as the CUDA kernels do.
