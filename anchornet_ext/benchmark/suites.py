@@ -16,6 +16,7 @@ SUITES: dict[str, str] = {
     "breakdown": "anchornet_ext.benchmark.breakdown",
     "memory": "anchornet_ext.benchmark.memory",
     "exits": "anchornet_ext.benchmark.exits",
+    "sar": "anchornet_ext.benchmark.sar",
 }
 
 
