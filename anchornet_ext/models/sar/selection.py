@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -16,8 +17,8 @@ class BlockCells(NamedTuple):
 
     Attributes:
         counts: how many of them each group has.
-        place: (N,) int64, which cell of which image and group it is: the flat index in
-            (G, B, rows, columns).
+        owner: (N,) int64, whose each of them is: the flat index in (G, B).
+        local: (N,) int64, where on the map: the flat index in (rows, columns).
         slots: (G, B, rows, columns) int64, the number of the cell there among the N, or -1.
         before: (N,) int64, its number among the cells of the block before, -1 where that did not
             refine it; None in the first block, whose cells come from the map.
@@ -26,7 +27,8 @@ class BlockCells(NamedTuple):
     """
 
     counts: list[int]
-    place: Tensor
+    owner: Tensor
+    local: Tensor
     slots: Tensor
     before: Tensor | None
     around: Tensor
@@ -36,42 +38,55 @@ class BlockCells(NamedTuple):
 def select_cells(masks: Tensor) -> list[BlockCells]:
     """The cells of each block of a module.
 
-    The host learns how many cells there are, for all blocks at once; a GPU is waited for that once.
+    All blocks at once, in few operations: for one image each takes longer to start than to run. The
+    host learns how many cells there are once; a GPU is waited for that once.
 
     Args:
         masks: (L, B, G, rows, columns), zero where nothing is refined.
     """
-    by_group = (masks != 0).transpose(1, 2)  # (L, G, B, rows, columns)
-    _, groups, batch, rows, columns = by_group.shape
-    counts: list[list[int]] = by_group.sum((2, 3, 4)).tolist()
-    flat = by_group.flatten(1)
-    slots = torch.where(flat, flat.cumsum(1) - 1, -1)  # (L, G B rows columns)
+    blocks, batch, groups, rows, columns = masks.shape
+    maps, places = groups * batch, rows * columns
+    by_group = (masks != 0).transpose(1, 2).reshape(blocks, maps, places)
+    # One place more for each map, where never a cell is: what its border has for a neighbour.
+    chosen = functional.pad(by_group, (0, 1))
+    counts: list[list[int]] = chosen.view(blocks, groups, -1).sum(2).tolist()
     totals = [sum(of_block) for of_block in counts]
+    flat = chosen.flatten(1)
+    numbers = torch.where(flat, flat.cumsum(1) - 1, -1)  # (L, maps (places + 1))
     # Where the masks are not zero, block after block, without asking the device how many there are.
-    found = torch.nonzero_static(flat, size=sum(totals))
-    places = torch.split(found[:, 1], totals)
-    shape = (groups, batch, rows, columns)
-    result: list[BlockCells] = []
-    before: Tensor | None = None
-    for own, place, count in zip(slots, places, counts, strict=True):
-        padded = functional.pad(own.view(shape), (1, 1, 1, 1), value=-1)
-        # The top left neighbour in the padded grid, then the other eight.
-        left = place % columns
-        top = place.div(columns, rounding_mode="floor")  # over all of (G, B, rows)
-        image = top.div(rows, rounding_mode="floor")
-        corner = (top + 2 * image) * (columns + 2) + left
-        step = torch.arange(3, device=masks.device)
-        window = (step[:, None] * (columns + 2) + step).flatten()
-        around = padded.flatten()[corner[:, None] + window]  # (N, 9)
-        if before is None:
-            carried, around_before = None, None
-        else:
-            carried = before[place]
-            # One more at the end, which is what -1 finds.
-            around_before = functional.pad(carried, (0, 1), value=-1)[around]
-        result.append(BlockCells(count, place, own.view(shape), carried, around, around_before))
-        before = own
-    return result
+    found = torch.nonzero_static(by_group.flatten(0, 1), size=sum(totals))
+    row, local = found.unbind(1)  # of (L G B, places)
+    window = (row * (places + 1))[:, None] + _neighbours(rows, columns, masks.device)[local]
+    around = torch.split(numbers.take(window), totals)
+    # Of the cells around, what the block before has: its numbers where both have the cell.
+    shared = torch.where(flat[1:], numbers[:-1], -1)
+    around_before = shared.take(window[totals[0] :] - flat.shape[1])
+    before = around_before[:, 4].contiguous()
+    later = zip(
+        torch.split(before, totals[1:]), torch.split(around_before, totals[1:]), strict=True
+    )
+    slots = numbers.view(blocks, groups, batch, places + 1)[..., :places]
+    return [
+        BlockCells(count, owner, own, slot, carried, ring, ring_before)
+        for count, owner, own, slot, ring, (carried, ring_before) in zip(
+            counts,
+            torch.split(row % max(maps, 1), totals),
+            torch.split(local, totals),
+            torch.unflatten(slots, 3, (rows, columns)),
+            around,
+            ((None, None), *later),
+            strict=True,
+        )
+    ]
+
+
+@functools.lru_cache(maxsize=64)
+def _neighbours(rows: int, columns: int, device: torch.device) -> Tensor:
+    """(rows columns, 9): the places around each place and itself; rows columns beyond the map."""
+    places = torch.arange(rows * columns).view(1, 1, rows, columns)
+    padded = functional.pad(places, (1, 1, 1, 1), value=rows * columns)
+    windows = padded.unfold(2, 3, 1).unfold(3, 3, 1)  # (1, 1, rows, columns, 3, 3)
+    return windows.reshape(rows * columns, 9).to(device)
 
 
 def cells_of_map(x: Tensor, cells: BlockCells, grid: Grid) -> Tensor:
@@ -90,28 +105,31 @@ def cells_of_map(x: Tensor, cells: BlockCells, grid: Grid) -> Tensor:
     if grid.is_ragged:
         below, right = rows * grid.cell_height - grid.height, columns * grid.cell_width - grid.width
         x = functional.pad(x, (0, right, 0, below))
-    height, width = x.shape[2:]
     pixels = x.permute(0, 2, 3, 1).reshape(-1, share)  # (B H W G, C / G)
-    place = cells.place
-    column = place % columns
-    rest = place.div(columns, rounding_mode="floor")
-    row = rest % rows
-    rest = rest.div(rows, rounding_mode="floor")
-    image, group = rest % batch, rest.div(batch, rounding_mode="floor")
-    first = (image * height + row * grid.cell_height) * width + column * grid.cell_width
-    down = torch.arange(grid.cell_height, device=x.device)
-    across = torch.arange(grid.cell_width, device=x.device)
-    within = (down[:, None] * width + across).flatten()
-    index = (first[:, None] + within) * groups + group[:, None]  # (N, h w)
+    group = cells.owner.div(max(batch, 1), rounding_mode="floor")
+    image = cells.owner - group * batch
+    first = image * (x.shape[2] * x.shape[3] * groups) + group
+    index = first[:, None] + _pixels_of_cells(grid, groups, x.device)[cells.local]
     taken = pixels.index_select(0, index.flatten())
     return taken.view(-1, grid.cell_height, grid.cell_width, share)
 
 
+@functools.lru_cache(maxsize=64)
+def _pixels_of_cells(grid: Grid, groups: int, device: torch.device) -> Tensor:
+    """(rows columns, h w): the pixels of each place, on a map of whole cells with `groups` shares a
+    pixel; of the first image's first group."""
+    height, width = grid.rows * grid.cell_height, grid.columns * grid.cell_width
+    pixels = torch.arange(height * width).view(
+        grid.rows, grid.cell_height, grid.columns, grid.cell_width
+    )
+    return (pixels.transpose(1, 2).reshape(-1, grid.pixels) * groups).to(device)
+
+
 def inside(cells: BlockCells, grid: Grid) -> Tensor:
     """Which pixels of the cells lie on the map: (N, h, w, 1) bool."""
-    _, _, rows, columns = cells.slots.shape
-    row = cells.place.div(columns, rounding_mode="floor") % rows * grid.cell_height
-    column = cells.place % columns * grid.cell_width
+    columns = cells.slots.shape[3]
+    row = cells.local.div(columns, rounding_mode="floor") * grid.cell_height
+    column = cells.local % columns * grid.cell_width
     down = torch.arange(grid.cell_height, device=row.device)
     across = torch.arange(grid.cell_width, device=row.device)
     rows_inside = row[:, None] + down < grid.height

@@ -106,20 +106,21 @@ class SparseRefinement(nn.Module):
             assert isinstance(block, SparseBlock)
             cells = block.run(cells, own, grid)
         last = selected[-1]
-        a = self.fusion.weights(base.mean((2, 3)) + _means(cells, last, grid))
+        means = torch.add(
+            base.mean((2, 3)), _sums(cells, last), alpha=1 / (grid.height * grid.width)
+        )
+        a = self.fusion.weights(means)
         slots = last.slots.transpose(0, 1)  # (B, G, rows, columns)
         return fuse_cells(base, cells, slots, a, (grid.height, grid.width))
 
 
-def _means(cells: Tensor, selected: BlockCells, grid: Grid) -> Tensor:
-    """The means over the map of what lies in its cells, zero between them: (B, C)."""
-    groups, batch, rows, columns = selected.slots.shape
+def _sums(cells: Tensor, selected: BlockCells) -> Tensor:
+    """The sums over the map of what lies in its cells: (B, C)."""
+    groups, batch, _, _ = selected.slots.shape
     share = cells.shape[3]
     sums = cells.new_zeros(groups * batch, share)
-    owner = selected.place.div(rows * columns, rounding_mode="floor")
-    sums.index_add_(0, owner, cells.sum((1, 2)))
-    by_image = sums.view(groups, batch, share).transpose(0, 1).reshape(batch, groups * share)
-    return by_image / (grid.height * grid.width)
+    sums.index_add_(0, selected.owner, cells.sum((1, 2)))
+    return sums.view(groups, batch, share).transpose(0, 1).reshape(batch, groups * share)
 
 
 class _Start(nn.Module):

@@ -210,8 +210,8 @@ def test_cells_find_their_neighbours(shape, rate, seed):
         ]
         number = {place: k for k, place in enumerate(places)}
         assert own.counts == [sum(place[0] == g for place in places) for g in range(groups)]
-        flat = [((g * batch + b) * rows + r) * columns + c for g, b, r, c in places]
-        assert own.place.tolist() == flat
+        assert own.owner.tolist() == [g * batch + b for g, b, _, _ in places]
+        assert own.local.tolist() == [r * columns + c for _, _, r, c in places]
         around = [
             [number.get((g, b, r + i, c + j), -1) for i in (-1, 0, 1) for j in (-1, 0, 1)]
             for g, b, r, c in places
