@@ -119,7 +119,7 @@ def convolve_cells(
         add_index,
         ACTIVATIONS.index(activation),
     )
-    if cells.dtype != torch.float32:
+    if not _has_kernels(cells):
         return reference.convolve_cells(*arguments)
     _extension.require()
     try:
@@ -164,7 +164,7 @@ def fuse_cells(
         slots.contiguous(),
         a.contiguous(),
     )
-    if base.dtype != torch.float32:
+    if not _has_kernels(base):
         fused = reference.fuse_cells(*arguments, *size)
         return fused.contiguous(memory_format=torch.channels_last)
     _extension.require()
@@ -175,6 +175,11 @@ def fuse_cells(
             raise
         raise ValueError(str(error).split("\n")[0]) from error
     return result
+
+
+def _has_kernels(x: Tensor) -> bool:
+    """Whether the operators know the dtype and the device; meta stands for any that they know."""
+    return x.dtype == torch.float32 and x.device.type in ("cpu", "cuda", "meta")
 
 
 def _kind(value: object) -> str:

@@ -10,12 +10,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from anchornet_ext import _extension
 from anchornet_ext._options import need, option
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.evaluation.systems import ExitSystem
-from anchornet_ext.inference.early_exit import evaluating
 from anchornet_ext.inference.lazy_exits import ExitClassification
-from anchornet_ext.models.sar import ARCHITECTURES, SARNetwork, build_sar, decide, sar_cost
+from anchornet_ext.models.sar import (
+    ARCHITECTURES,
+    SARNetwork,
+    SparseSAR,
+    build_sar,
+    decide,
+    sar_cost,
+)
 from anchornet_ext.models.tuning import tune
 from anchornet_ext.policy.exit_policy import ExitPolicy
 from anchornet_ext.training.checkpoint import load_weights
@@ -58,6 +65,9 @@ class SAROptions:
 class SARExits:
     """A SAR network ready to be evaluated (see `ExitSystem`): one exit, at each image's own cost.
 
+    What the masks leave out is not computed, so an image's cost is that of what runs. Without the
+    native library whole maps are masked, with the same results; `about["refinement"]` says which.
+
     Args:
         network: with trained weights; it is copied to the device and tuned.
         saved: its configuration.
@@ -90,11 +100,16 @@ class SARExits:
         self.device = device
         self.policy = saved.policy
         side = self.preprocessing.crop_size
-        self.about: Mapping[str, Any] = {"image_size": side, **about}
         self._cost = sar_cost(network, (side, side))
         self._target = target
-        tuned: Any = tune(network, image_size=(side, side)).network.to(device)
-        self._network: SARNetwork = tuned
+        self._network: Any
+        if _extension.available():
+            self._network, refinement = SparseSAR(network), "selected cells"
+        else:
+            self._network = tune(network, image_size=(side, side)).network
+            refinement = "whole maps, masked"
+        self._network.to(device)
+        self.about: Mapping[str, Any] = {"image_size": side, "refinement": refinement, **about}
 
     def macs_per_exit(self) -> tuple[int, ...]:
         """(1,) at the activation that it was trained for."""
@@ -102,7 +117,7 @@ class SARExits:
 
     def logits_and_costs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(1, B, n) logits, and (B, 1) what each image cost by its masks."""
-        with torch.no_grad(), evaluating(self._network.modules()):
+        with torch.no_grad():
             images = images.contiguous(memory_format=torch.channels_last)
             logits, masks = self._network.run(images, decide)
             return logits.float()[None], self._cost.of_masks(masks)[:, None]
