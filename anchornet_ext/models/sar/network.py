@@ -55,8 +55,8 @@ class Architecture(NamedTuple):
 class SARNetwork(nn.Module):
     """A classification network whose stages are SAR modules, run densely.
 
-    In training the masks are sampled and kept for the loss; in evaluation they are decided. Every
-    convolution runs over whole maps: `SparseSAR` is the network that skips what masks leave out.
+    In training the masks are sampled, in evaluation they are decided. Every convolution runs over
+    whole maps: `SparseSAR` is the network that skips what masks leave out.
 
     Args:
         architecture: of the network.
@@ -65,8 +65,6 @@ class SARNetwork(nn.Module):
 
     Attributes:
         temperature: tau of the sampling; whoever trains sets it.
-        rates: after a pass in training, the activation rates (B,) of each refinement block, in
-            order, with gradients (Eq. 7). Empty after a pass in evaluation.
 
     Raises:
         ValueError: an option that does not fit the architecture, or num_classes below 1.
@@ -85,7 +83,6 @@ class SARNetwork(nn.Module):
         self.num_classes = num_classes
         self.options = options
         self.temperature = 1.0
-        self.rates: tuple[Tensor, ...] = ()
         self.stem = _stem(architecture)
         channels = architecture.stem_channels
         modules: list[SARModule] = []
@@ -111,12 +108,8 @@ class SARNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) to logits (B, n)."""
-        if not self.training:
-            self.rates = ()
-            return self.run(images, decide)[0]
-        logits, masks = self.run(images, partial(sample, temperature=self.temperature))
-        self.rates = tuple(rate for of_module in masks for rate in of_module.mean((2, 3, 4)))
-        return logits
+        choose = partial(sample, temperature=self.temperature) if self.training else decide
+        return self.run(images, choose)[0]
 
     def run(self, images: Tensor, choose: Choose) -> tuple[Tensor, list[Tensor]]:
         """Logits (B, n), and the masks (L, B, G, rows, columns) of each module.

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchornet_ext.models.sar import build_sar, decide, sample
+from anchornet_ext.training.sar import SARLearner
 
 
 def logits_with(gap: float, count: int = 20000) -> torch.Tensor:
@@ -66,15 +67,13 @@ def test_at_first_every_region_is_selected():
     assert all(mask.all() for mask in masks)
 
 
-def test_in_training_a_network_keeps_its_rates_with_gradients():
+def test_in_training_the_rates_have_gradients_and_begin_near_one():
     network = build_sar("resnet20", 10, groups=4)
-    network(torch.randn(8, 3, 32, 32))
-    assert [tuple(rate.shape) for rate in network.rates] == [(8,)] * 6
-    mean = torch.stack(network.rates).mean().item()
-    assert mean == pytest.approx(torch.sigmoid(torch.tensor(3.0)).item(), abs=0.05)
-    sum(rate.sum() for rate in network.rates).backward()
+    rates = SARLearner(network)(torch.randn(8, 3, 32, 32)).rates
+    assert rates.shape == (6, 8)
+    expected = torch.sigmoid(torch.tensor(3.0)).item()
+    assert rates.mean().item() == pytest.approx(expected, abs=0.05)
+    rates.sum().backward()
     gradients = [m.decide.bias.grad for m in network.modules() if hasattr(m, "decide")]
     assert len(gradients) == 6
     assert all(g is not None and g.abs().sum() > 0 for g in gradients)
-    network.eval()(torch.randn(1, 3, 32, 32))
-    assert network.rates == ()
