@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from anchornet_ext.benchmark.networks import random_classifier, with_statistics
 from anchornet_ext.models import build_backbone, count_macs
 
 BACKBONE = "mobilenet_v3_small"
+#: The dense network's rows of a large batch.
+DENSE = {"dense", "dense one by one", "dense in 8s", "dense in 32s"}
 
 
 def ticks() -> Iterator[float]:
@@ -45,7 +48,7 @@ def bench(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
 
 def test_theoretical_is_what_the_macs_say() -> None:
     rows = {row.name: row for row in end_to_end.measure(options(2))}
-    assert set(rows) == {"dense", *(f"exit {t}" for t in range(1, 6))}
+    assert set(rows) == {"dense", "dense one by one", *(f"exit {t}" for t in range(1, 6))}
     dense = count_macs(build_backbone(BACKBONE, 1000), (3, 112, 112))
     per_exit = random_classifier(BACKBONE).fold().macs_per_exit((112, 112))
     for exit_step, macs in enumerate(per_exit, start=1):
@@ -59,7 +62,7 @@ def test_theoretical_is_what_the_macs_say() -> None:
 
 def test_mixes_have_the_shares_that_were_asked_for() -> None:
     rows = {row.name: row for row in end_to_end.measure(options(64))}
-    assert {"dense in 8s", "dense in 32s"} <= set(rows)
+    assert set(rows) >= DENSE
     per_exit = random_classifier(BACKBONE).fold().macs_per_exit((112, 112))
     for name, shares in end_to_end.MIXES.items():
         assert sum(shares) == pytest.approx(1.0)
@@ -70,13 +73,21 @@ def test_mixes_have_the_shares_that_were_asked_for() -> None:
             assert row.facts["macs"] == pytest.approx(wanted, rel=0.06)  # of 64 images
 
 
+def test_another_dtype_runs_to_every_exit() -> None:
+    """On a CPU, AnchorNet and the images that it sees stay in float32."""
+    case = replace(options(2, exits=[1, 5]), dtypes=(torch.bfloat16,))
+    rows = list(end_to_end.measure(case))
+    assert [row.name for row in rows if row.error] == []
+    assert {row.settings["dtype"] for row in rows} == {"bfloat16"}
+
+
 @pytest.mark.parametrize(
     ("budgets", "mixes"),
     [(["1.92"], {"1.92 G mix, step", "1.92 G mix, stream"}), (["none"], set())],
 )
 def test_only_the_wanted_mixes(budgets: list[str], mixes: set[str]) -> None:
     rows = end_to_end.measure(options(64, exits=[1], budgets=budgets))
-    assert {row.name for row in rows} == {"dense", "dense in 8s", "dense in 32s", "exit 1"} | mixes
+    assert {row.name for row in rows} == DENSE | {"exit 1"} | mixes
 
 
 def test_statistics_are_those_of_the_activations() -> None:
@@ -127,7 +138,17 @@ def test_memory_of_a_process_of_its_own() -> None:
     assert row.error is None
     # The first feature map has 16 channels at half the size.
     assert row.facts["peak bytes"] > 64 * 16 * 56 * 56 * 4
+    # The weights, and the convolutions' in the kernels' order.
+    weights = sum(p.numel() for p in build_backbone(BACKBONE, 1000).parameters()) * 4
+    assert weights < row.facts["networks bytes"] < 64 << 20
     assert "MiB at the peak" in memory.describe(row)
+
+
+def test_memory_of_a_second_run_is_not_hidden_by_what_the_first_one_freed() -> None:
+    """The classifier's copies and its first run leave more free than a small batch takes."""
+    row = memory.measure_run("system", {"backbone": BACKBONE, "size": 112, "batch": 1}, "cpu")
+    assert row.error is None
+    assert row.facts["peak bytes"] > 16 * 48 * 48 * 4
 
 
 def test_a_process_that_fails_is_a_row() -> None:
