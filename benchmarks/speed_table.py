@@ -98,15 +98,16 @@ def breakdown(rows: Iterable[Row]) -> Iterator[str]:
 
 def memory(rows: Iterable[Row]) -> Iterator[str]:
     """A line for each setting and contender."""
-    yield "| backbone | size | batch | what | peak, MiB | an image |"
-    yield "| --- | --- | --- | --- | --- | --- |"
+    yield "| backbone | size | batch | what | peak, MiB | an image | networks |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
     for row in rows:
         where = " | ".join(str(row.settings[k]) for k in ("backbone", "size", "batch"))
         if "peak bytes" not in row.facts:
-            yield f"| {where} | {row.name} | {row.error} | |"
+            yield f"| {where} | {row.name} | {row.error} | | |"
             continue
-        peak = row.facts["peak bytes"] / 2**20
-        yield f"| {where} | {row.name} | {peak:,.0f} | {peak / int(row.settings['batch']):.1f} |"
+        peak, networks = (row.facts[f"{name} bytes"] / 2**20 for name in ("peak", "networks"))
+        an_image = peak / int(row.settings["batch"])
+        yield f"| {where} | {row.name} | {peak:,.0f} | {an_image:.1f} | {networks:,.0f} |"
 
 
 def exits(files: Iterable[Results]) -> Iterator[str]:

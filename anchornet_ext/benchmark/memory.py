@@ -1,8 +1,9 @@
-"""Suite `memory`: how much more memory than its weights a batch takes at its peak.
+"""Suite `memory`: how much memory a batch takes at its peak, and the networks all the time.
 
-Every row is a process of its own, which builds the networks, resets the peak, runs once and tells.
-On the CPU that is the resident set of the process, so the allocator's reserves and the buffers of
-the libraries are in it; on a CUDA device, what PyTorch's allocator handed out at most.
+Every row is a process of its own, which builds the networks, runs once so that they have all that
+they keep, gives back what is free, resets the peak, runs again and tells. On the CPU that is the
+resident set of the process, so the buffers of the libraries are in it; on a CUDA device, what
+PyTorch's allocator handed out. The images that go in are not counted.
 
 "system" runs every image to the last exit, "stream" as well, in batches of 32; "dense" is the
 backbone on the whole image. All are tuned in the same way, in float32.
@@ -48,15 +49,17 @@ def measure_run(run: str, settings: Mapping[str, Setting], device: str) -> Row:
         if done.returncode:
             reason = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
             return Row(NAME, run, settings, error=reason[-1])
-        peak = json.loads(done.stdout.splitlines()[-1])["peak"]
-    except (subprocess.TimeoutExpired, OSError, ValueError, LookupError) as error:
+        told = json.loads(done.stdout.splitlines()[-1])
+        facts = {"peak bytes": int(told["peak"]), "networks bytes": int(told["networks"])}
+    except (subprocess.TimeoutExpired, OSError, ValueError, LookupError, TypeError) as error:
         return Row(NAME, run, settings, error=one_line(error))
-    return Row(NAME, run, settings, facts={"peak bytes": peak})
+    return Row(NAME, run, settings, facts=facts)
 
 
 def describe(row: Row) -> str:
     """In all, and of an image."""
     if "peak bytes" not in row.facts:
         return ""
-    peak, batch = row.facts["peak bytes"] / 2**20, int(row.settings["batch"])
-    return f"{peak:,.1f} MiB at the peak, {peak / batch:,.2f} an image"
+    peak, networks = (row.facts[f"{name} bytes"] / 2**20 for name in ("peak", "networks"))
+    an_image = peak / int(row.settings["batch"])
+    return f"{peak:,.1f} MiB at the peak, {an_image:,.2f} an image; networks {networks:,.0f}"
