@@ -50,7 +50,7 @@ def ways(
         "tuned": tune(network, dtype=dtype),
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
         script = torch.jit.trace(last, example)
         found["TorchScript, frozen"] = torch.jit.freeze(script)
     if compiled:
