@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and whether they can be before work is done."""
 
 from __future__ import annotations
 
@@ -9,6 +9,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+#: Bytes that a place must take for there to be any use in working towards a result there.
+_LEAST_ROOM = 1 << 16
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place when the block ends without an error.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`.
+    """
+    temporary = None
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(descriptor)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())  # or a power cut could leave the new name without the data
+        # mkstemp lets only the owner read; a saved file follows the umask like any other.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        # A full disk names no file, and what is beside the path nobody has heard of.
+        unknown = error.filename is None or Path(error.filename).name.startswith(f".{path.name}.")
+        if error.errno is None or not unknown:
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
 
 @contextmanager
 def open_whole(path: Path) -> Iterator[BinaryIO]:
@@ -16,23 +50,58 @@ def open_whole(path: Path) -> Iterator[BinaryIO]:
 
     It is written beside its place and moved there, so that no reader sees a part of it.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp lets only the owner read; a saved file follows the umask like any other.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        yield file
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes `content` to `path`, whole or not at all (see `open_whole`)."""
     with open_whole(path) as file:
         file.write(content)
+
+
+def require_folder(folder: Path, flag: str) -> None:
+    """Makes sure that results can be written into a folder, which need not be there yet.
+
+    Nothing is worse than to work for hours and then have nowhere to write. So something is written,
+    where the folder is or will be, and taken away again.
+
+    Args:
+        folder: it, or where it is to be made.
+        flag: the argument that it comes from, for the message.
+
+    Raises:
+        ValueError: it, or what should hold it, is no folder.
+        OSError: nothing can be written there, or hardly anything.
+    """
+    place = folder
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        inside = "" if place == folder else f": {str(place)!r} is not one"
+        raise ValueError(f"{flag} {str(folder)!r} is not a folder{inside}")
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(_LEAST_ROOM))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(
+            f"{flag} {str(folder)!r}: nothing can be written into {str(place)!r} ({error.strerror})"
+        ) from error
+
+
+def require_file(path: Path, flag: str) -> None:
+    """Makes sure that a result can be written to a file, which may be there already.
+
+    Raises:
+        ValueError: it is a folder or a device, or there is no folder to hold it.
+        OSError: as `require_folder`.
+    """
+    if path.is_dir():
+        raise ValueError(f"{flag} {str(path)!r} is a folder")
+    if path.exists() and not path.is_file():  # a device, say; it would be replaced
+        raise ValueError(f"{flag} {str(path)!r} is no ordinary file")
+    if not path.parent.is_dir():
+        raise ValueError(f"{flag} {str(path)!r}: there is no folder {str(path.parent)!r}")
+    require_folder(path.parent, flag)

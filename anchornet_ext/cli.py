@@ -60,9 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("anchornet: interrupted", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"anchornet: error: {error}", file=sys.stderr)
+        print(f"anchornet: error: {_said(error)}", file=sys.stderr)
         return 2
     return status
+
+
+def _said(error: Exception) -> str:
+    """What to tell of an error; of one of the system's, which file and what without its number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 if __name__ == "__main__":

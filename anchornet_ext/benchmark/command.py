@@ -14,6 +14,7 @@ import torch
 
 from anchornet_ext import _extension
 from anchornet_ext._arguments import argument, positive
+from anchornet_ext._files import require_file
 from anchornet_ext.training.distributed import pick_device
 
 from .compare import compare, describe
@@ -157,7 +158,7 @@ def _measured(args: argparse.Namespace, table: Table) -> tuple[Results, bool]:
     """What was measured, and whether every suite came to its end."""
     device = _device(args.device)
     if args.json is not None:
-        _require_place(args.json)
+        require_file(args.json, "--json")
     elif args.update:
         raise ValueError("--update needs --json FILE, the file to update")
     options = Options(
@@ -273,18 +274,6 @@ def _device(name: str) -> torch.device:
         raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA device(s)")
     _extension.require_device(device)
     return device
-
-
-def _require_place(file: Path) -> None:
-    """Nothing is worse than measuring for an hour and then having nowhere to write."""
-    if file.is_dir():
-        raise ValueError(f"--json {str(file)!r} is a folder")
-    if file.exists() and not file.is_file():  # a device, say; it would be replaced
-        raise ValueError(f"--json {str(file)!r} is no ordinary file")
-    if not file.parent.is_dir():
-        raise ValueError(f"--json {str(file)!r}: there is no folder {str(file.parent)!r}")
-    if not os.access(file.parent, os.W_OK):
-        raise ValueError(f"--json {str(file)!r}: the folder {str(file.parent)!r} is not writable")
 
 
 def _each_once(values: Sequence[T] | None) -> tuple[T, ...] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from anchornet_ext._arguments import argument, count, positive, seconds, usable_cores
+from anchornet_ext._files import require_folder
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.policy import quantities
 from anchornet_ext.policy.exit_policy import ExitPolicy
@@ -212,8 +213,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--backbone needs --weights FILE or --pretrained")
     if not args.no_report:
         require_matplotlib()  # before hours are spent
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out {str(args.out)!r} is not a folder")
+    require_folder(args.out, "--out")
 
 
 def _open(args: argparse.Namespace, world: World) -> tuple[ExitSystem, Listing]:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from anchornet_ext._arguments import positive
-from anchornet_ext._files import write_whole
+from anchornet_ext._files import require_folder, write_whole
 from anchornet_ext.data.crop_geometry import CropGeometry
 from anchornet_ext.data.photos import PHOTO_SUFFIXES, read_photo
 from anchornet_ext.data.transforms import to_uint8_tensor
@@ -143,6 +143,8 @@ def run(args: argparse.Namespace) -> int:
         _complain(problem)
     if not paths:
         raise ValueError("no photo to classify")
+    if args.overlay is not None:
+        require_folder(args.overlay, "--overlay")
     device = _device(args.device)
     model = TwoStageClassifier.from_pretrained(args.model, fold=False, device=device)
     model = model.tuned(compile=args.compile, dtype=DTYPES[args.dtype])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from anchornet_ext._arguments import argument
-from anchornet_ext._files import write_whole
+from anchornet_ext._files import require_file, require_folder, write_whole
 from anchornet_ext._version import __version__
 
 from . import quantities
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: the table is damaged or lacks what is needed, the goal is out of its reach, or
             an argument is out of range.
-        FileNotFoundError: there is no such table, model or folder to write to.
+        OSError: there is no such table or model, or nothing can be written where it should be.
     """
     if args.seed < 0:
         raise ValueError(f"--seed must not be negative, got {args.seed}")
@@ -124,11 +124,20 @@ def run(args: argparse.Namespace) -> int:
     recipe = Recipe(goal, args.method, args.answer, args.temperatures, args.seed)
     check_table(table, recipe)
     # Before minutes are spent.
-    for path in (args.out, args.curve):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {path.resolve().parent} to write to")
+    places = {flag: path for flag in ("out", "curve") if (path := getattr(args, flag)) is not None}
+    for flag, path in places.items():
+        require_file(path, f"--{flag}")
+    if len({path.resolve() for path in places.values()}) < len(places):
+        raise ValueError(f"--out and --curve are the same file, {str(args.out)!r}")
+    if (
+        args.out is not None
+        and args.curve is not None
+        and args.out.resolve() == args.curve.resolve()
+    ):
+        raise ValueError(f"--out and --curve are both {str(args.out)!r}")
     if args.install is not None:
         _require_model(args.install, table, cut=args.exits is not None)
+        require_folder(args.install, "--install")
 
     policy = fit_policy(table, recipe)
     held_out = cross_fit(table, recipe)

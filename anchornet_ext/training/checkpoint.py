@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,27 +13,26 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from anchornet_ext._files import replacing
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error."""
+def _made(path: Path) -> Iterator[Path]:
+    """A file to write in the stead of `path`, whose folder is made if need be (see `replacing`).
+
+    What the libraries say of a file that cannot be written becomes an OSError like any other.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())  # or a power cut could leave the new name without the data
-        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        try:
+            yield temporary
+        except (RuntimeError, SafetensorError) as error:  # torch's and safetensors' own
+            raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path`."""
-    with replacing(path) as temporary:
+    with _made(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -65,7 +62,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
     """Writes a state dict as safetensors."""
     # safetensors refuses tensors that share memory, as tied weights do
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-    with replacing(path) as temporary:
+    with _made(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, dict(metadata))
 
 
@@ -92,7 +89,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Writes a training state (tensors, numbers, strings, lists and dicts of them)."""
-    with replacing(path) as temporary:
+    with _made(path) as temporary:
         torch.save(dict(state), temporary)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from anchornet_ext._arguments import usable_cores
+from anchornet_ext._files import require_folder
 from anchornet_ext._options import read_options, to_json
 from anchornet_ext.data.image_folder import Samples, find_training_images
 from anchornet_ext.data.sources import CachedSource, FileSource
@@ -186,8 +187,7 @@ def _check(args: argparse.Namespace) -> None:
     need(0 <= args.seed < 2**63, "--seed", "at least 0 and below 2^63", args.seed)
     if args.resume and args.overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out {str(args.out)!r} is not a folder")
+    require_folder(args.out, "--out")
 
 
 def _digest(samples: Samples) -> str:

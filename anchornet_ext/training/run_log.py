@@ -7,6 +7,7 @@ import io
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -82,7 +83,8 @@ class RunLog:
         """Closes it; what failed is its last line. (Whoever interrupts a run knows of it.)"""
         try:
             if isinstance(error, Exception):
-                self.line(f"stopped: {error}")
+                with suppress(OSError):  # `error` is what to tell of
+                    self.line(f"stopped: {error}")
         finally:
             self.close()
 
@@ -93,8 +95,11 @@ class RunLog:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         if self._file is not None:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-            self._file.write(f"{stamp} {text}\n")
-            self._file.flush()
+            try:
+                self._file.write(f"{stamp} {text}\n")
+                self._file.flush()
+            except OSError as error:  # a full disk, which names no file
+                raise type(error)(error.errno, error.strerror, self._file.name) from error
 
     def once(self, text: str) -> None:
         """The same, but only the first time for each text."""
@@ -165,7 +170,8 @@ class RunLog:
         for writer in self._writers.values():
             writer.close()
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # of a line that `line` has complained of
+                self._file.close()
             self._file = None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from anchornet_ext._arguments import argument, count
+from anchornet_ext._files import require_folder
 from anchornet_ext._version import __version__
 from anchornet_ext.evaluation.curves import Costs
 from anchornet_ext.evaluation.parts import TABLE
@@ -94,9 +95,8 @@ def _read(words: Sequence[str]) -> list[Entry]:
 
 
 def _require_own(out: Path) -> None:
-    """Raises ValueError where REPORT is something else than a comparison."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {str(out)!r} is not a folder")
+    """Raises ValueError or OSError where REPORT is not a comparison's, or cannot be written."""
+    require_folder(out, "--out")
     if (out / TABLE).exists():
         raise ValueError(f"--out {str(out)!r} holds an evaluation, which would be overwritten")
     if out.is_dir() and any(out.iterdir()) and not (out / RESULT).exists():
