@@ -8,16 +8,21 @@ from operator import attrgetter, is_
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 _IS_CPU, _DTYPE = attrgetter("is_cpu"), attrgetter("dtype")
+#: `register_module_forward_hook` and its like put hooks here, which every module calls.
+_HOOKS_OF_ALL = (_global_forward_hooks, _global_forward_pre_hooks)
 
 
 def modules_of_types(roots: Sequence[nn.Module], types: Collection[type]) -> list[nn.Module] | None:
     """`roots` and all modules below them, in the order of registration.
 
-    None where one has a hook, or is of none of `types`: something else may stand in a module's
-    place, a quantised or parametrised one say.
+    None where one has a hook, or all modules have, or one is of none of `types`: something else may
+    stand in a module's place, a quantised or parametrised one say.
     """
+    if any(_HOOKS_OF_ALL):
+        return None
     found: list[nn.Module] = []
     waiting = list(reversed(roots))
     while waiting:
@@ -50,7 +55,8 @@ class Structure:
         self.parameters = parameters_of(modules)
         self._types = [type(module) for module in modules]
         # Torch changes these dictionaries in place and never puts another one in their stead.
-        self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        own = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._hooks = [*own, *_HOOKS_OF_ALL]
         self._children = [module._modules for module in modules]
         self._children_then = [dict(children) for children in self._children]
         self._own = [module._parameters.values() for module in modules]

@@ -167,6 +167,25 @@ def test_hooks_are_called(folded):
     assert not runs_submodules(lambda: folded(IMAGES))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("place", ["forward_hook", "forward_pre_hook"])
+def test_hooks_on_all_modules_are_called(folded, place):
+    folded(IMAGES)  # remembers its modules
+    seen: list[nn.Module] = []
+    register = getattr(nn.modules.module, f"register_module_{place}")
+    handle = register(lambda module, *_: seen.append(module))
+    try:
+        folded(IMAGES)
+        assert folded.blocks[2] in seen
+        seen.clear()
+        fold_anew = copy.deepcopy(folded)
+        fold_anew(IMAGES)
+        assert fold_anew.blocks[2] in seen
+    finally:
+        handle.remove()
+    assert not runs_submodules(lambda: folded(IMAGES))
+
+
 def _double(_: nn.Module, weight: Tensor) -> Tensor:
     return 2 * weight
 
