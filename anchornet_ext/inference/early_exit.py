@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -210,20 +211,39 @@ def check_images(classifier: TwoStageClassifier, images: Tensor, *, uint8: bool 
 class evaluating:
     """Puts each of the modules, and not those inside it, into eval mode, and back afterwards.
 
-    Used as `with evaluating(modules):`.
+    Used as `with evaluating(modules):`. Several threads may do so with the same modules: they go
+    back when the last of them is done.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._modules = modules if isinstance(modules, Sequence) else list(modules)
 
     def __enter__(self) -> None:
-        # Most often none trains. Asked in this way, hundreds answer in microseconds.
-        self._training: list[nn.Module] = []
-        if any(map(_TRAINING, self._modules)):
-            self._training = [part for part in self._modules if part.training]
-        for part in self._training:
-            part.training = False
+        self._held: list[nn.Module] = []
+        with _BORROWING:
+            # Most often none trains. Asked in this way, hundreds answer in microseconds.
+            if not _BORROWED and not any(map(_TRAINING, self._modules)):
+                return
+            self._held = [m for m in self._modules if m.training or id(m) in _BORROWED]
+            for part in self._held:
+                _BORROWED[id(part)] = _BORROWED.get(id(part), 0) + 1
+                part.training = False
 
     def __exit__(self, *exception: object) -> None:
-        for part in self._training:
-            part.training = True
+        with _BORROWING:
+            for part in self._held:
+                _BORROWED[id(part)] -= 1
+                if _BORROWED[id(part)] == 0:
+                    del _BORROWED[id(part)]
+                    part.training = True
+
+
+def in_training(module: nn.Module) -> bool:
+    """Whether a module is in training mode, or will be again when `evaluating` is done with it."""
+    with _BORROWING:
+        return module.training or id(module) in _BORROWED
+
+
+#: How many are using the modules that `evaluating` has put into eval mode, by their ids.
+_BORROWED: dict[int, int] = {}
+_BORROWING = threading.Lock()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from anchornet_ext.models.exits import Progress
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
-from .early_exit import evaluating
+from .early_exit import evaluating, in_training
 
 
 class LazyNetwork(Protocol):
@@ -98,7 +98,7 @@ def classify(
         limits = (math.inf,) * last
     # Looking at each of a thousand modules takes as long as a small network's first exit.
     modules: Iterable[nn.Module] = ()
-    if isinstance(network, nn.Module) and network.training:
+    if isinstance(network, nn.Module) and in_training(network):
         modules = network.modules()
     with torch.no_grad(), evaluating(modules):
         return _classify(network, images, policy, limits[:last])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tiny_networks import CLASSES, noise, tiny_classifier
 from torch import Tensor, nn
 
 from anchornet_ext.inference import TwoStageClassifier
-from anchornet_ext.inference.early_exit import Classification
+from anchornet_ext.inference.early_exit import Classification, evaluating
 from anchornet_ext.models import AnchorNet
 from anchornet_ext.policy.calibration import applied, policy_outcome
 from anchornet_ext.policy.exit_policy import ExitPolicy
@@ -423,6 +424,23 @@ def test_training_mode_is_left_alone_but_not_used() -> None:
     assert torch.equal(got, expected)
     assert not got.requires_grad
     assert model.anchor.training and model.glance.training and not model.focus.training  # noqa: PT018
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_another_thread_that_is_done_does_not_put_modes_back() -> None:
+    """The modules are shared: in training mode again while this one runs, they would learn."""
+    model = tiny_classifier()
+    expected = model.classify(noise(2, (100, 100), seed=9)).probabilities
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    other = ExitStack()  # what another thread does meanwhile
+    other.enter_context(evaluating(model.network_modules()))
+    handle = model.glance.register_forward_hook(lambda *_: other.close())
+    got = model.classify(noise(2, (100, 100), seed=9)).probabilities
+    handle.remove()
+    assert torch.equal(got, expected)
+    assert all(module.training for module in model.network_modules())
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from functools import cache
 
 import pytest
@@ -14,6 +15,7 @@ from tiny_networks import noise
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from anchornet_ext.inference.early_exit import evaluating
 from anchornet_ext.inference.lazy_exits import ExitClassification, classify
 from anchornet_ext.models.exits import SCHEDULES, ExitNetwork
 from anchornet_ext.models.msdnet import MSDNet, MSDNetConfig
@@ -203,6 +205,19 @@ def test_modes_are_put_back() -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     classify(model, noise(2, SIZE, 0))
     assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_another_thread_that_is_done_does_not_put_modes_back() -> None:
+    model, images = MAKE["msdnet"]().train(), noise(2, SIZE, 0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    other = ExitStack()  # what another thread does meanwhile
+    other.enter_context(evaluating(model.modules()))
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    handle = first.register_forward_pre_hook(lambda *_: other.close())
+    classify(model, images)
+    handle.remove()
+    assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
