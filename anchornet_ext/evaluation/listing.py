@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from anchornet_ext.data.image_folder import class_folders, scan
+from anchornet_ext.data.image_folder import class_folders, scan, sizes_digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,10 @@ class Listing:
     def full_paths(self) -> list[str]:
         """The photos' files."""
         return [os.path.join(self.folder, self.path(i)) for i in range(len(self))]
+
+    def sizes_digest(self) -> str:
+        """Of the sizes of the photos' files; see `image_folder.sizes_digest`."""
+        return sizes_digest(self.full_paths())
 
     def digest(self) -> str:
         """Of the photos' names and labels, wherever the folder lies."""

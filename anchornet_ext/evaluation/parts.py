@@ -63,6 +63,7 @@ class Parts:
         self._identity = {
             **identity,
             "images": {"count": len(listing), "digest": listing.digest()},
+            _SIZES: listing.sizes_digest(),
             "part_size": size,
             "temperatures": list(temperatures),
         }
@@ -117,6 +118,8 @@ class Parts:
                 f"{path} is damaged ({error}); use --overwrite to begin anew"
             ) from error
         here = json.loads(json.dumps(self._identity))
+        if isinstance(before, dict) and _SIZES not in before:
+            del here[_SIZES]  # begun before they were compared
         differing = [
             key
             for key in {**here, **(before if isinstance(before, dict) else {})}
@@ -269,6 +272,7 @@ def read_failures(out: Path) -> list[str]:
         return [row["reason"] for row in csv.DictReader(file)]
 
 
+_SIZES = "file sizes of the images"
 _GRID = ("scaled_confidence", "scaled_nll")
 #: A file name of bytes that are no text goes into the list as these bytes.
 _SURROGATES = "surrogateescape"

@@ -20,7 +20,7 @@ import torch
 from anchornet_ext._arguments import usable_cores
 from anchornet_ext._files import require_folder
 from anchornet_ext._options import read_options, to_json
-from anchornet_ext.data.image_folder import Samples, find_training_images
+from anchornet_ext.data.image_folder import Samples, find_training_images, sizes_digest
 from anchornet_ext.data.sources import CachedSource, FileSource
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.systems import System
@@ -199,6 +199,19 @@ def _digest(samples: Samples) -> str:
     return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
+def _data_identity(train: Samples, val: Samples) -> dict[str, Any]:
+    """Of the photos, by what can be told without reading them; for a stage that is resumed."""
+    return {
+        f"{what} of the {name} images" if what else f"{name} images": value
+        for name, samples in (("training", train), ("validation", val))
+        for what, value in (
+            ("", len(samples)),
+            ("names", _digest(samples)),
+            ("file sizes", sizes_digest(samples.paths)),
+        )
+    }
+
+
 def _plan(args: argparse.Namespace, train: Samples) -> Plan:
     system: System = args.chosen
     preprocessing = Preprocessing(resize_size=args.resize_size, crop_size=args.crop_size)
@@ -288,14 +301,14 @@ def _train(
         resume=args.resume,
         seed=args.seed,
     )
+    images = _data_identity(train, val)
     for stage in stages:
         torch.manual_seed(plan.seed)  # what a network starts from when nothing else says so
         task = system.task(stage, plan, supply)
         identity = {
             **_identity(system, plan),
             "seed": plan.seed,
-            "training images": len(train),
-            "names of the training images": _digest(train),
+            **images,
             **system.stage_identity(plan.options),
         }
         trainer = Trainer(task, plan.run / stage, world, options, log, identity)

@@ -153,6 +153,14 @@ def test_resume_with_other_settings_is_refused(
     done = evaluate(*same)
     assert done.returncode == 2
     assert "already holds an evaluation; use --resume" in done.stderr
+    changed = shutil.copytree(photos, tmp_path / "photos")
+    next(changed.rglob("*.*")).write_bytes(b"not that long")
+    done = evaluate(*same, "--data", changed, "--resume")
+    assert done.returncode == 2
+    assert "file sizes of the images" in done.stderr
+    begun = json.loads((out / "collection.json").read_text())
+    del begun["file sizes of the images"]  # as it was before they were compared
+    (out / "collection.json").write_text(json.dumps(begun))
     done = evaluate(*same, "--resume")  # nothing to do but the report
     assert done.returncode == 0, done.stderr
     assert "0 of 6 parts to do" in done.stderr

@@ -102,5 +102,13 @@ def test_resuming_a_finished_run_changes_nothing(
     moved.rename(photo)
     assert other.returncode == 2
     assert "names of the training images" in other.stderr
+    for split in ("train", "val"):
+        photo = photos / split / "ant" / "0.png"
+        content = photo.read_bytes()
+        photo.write_bytes(content + b"\0")
+        other = anchornet(*common, "--resume")
+        photo.write_bytes(content)
+        assert other.returncode == 2
+        assert f"file sizes of the {split.replace('train', 'training')}" in other.stderr
     assert anchornet(*common, "--overwrite", "--anchor-lr", 0.5).returncode == 0
     assert path.read_bytes() != before[0]
