@@ -21,7 +21,7 @@ from anchornet_ext.training.plan import Plan, Supply
 from anchornet_ext.training.stages import FocusTask, GlanceTask
 from anchornet_ext.training.task import Task
 
-from .common.backbone_start import pretrained_backbone
+from .common.backbone_start import BackboneOptions, initial_backbone
 from .common.system import MODEL, System
 
 #: Localised by AnchorNet (section 3.5), or anywhere: a fair opponent for the former.
@@ -29,21 +29,9 @@ FOCUS_PATCHES = ("localised", "random")
 
 
 @dataclass(frozen=True)
-class AnchorNetOptions:
+class AnchorNetOptions(BackboneOptions):
     """The settings of the two-stage classifier."""
 
-    backbone: str = option(
-        "",
-        "a torchvision classification model, or timm/NAME",
-        metavar="NAME",
-        required=True,
-    )
-    pretrained: bool = option(
-        False, "start from the backbone's published ImageNet weights", start=True
-    )
-    backbone_weights: Path | None = option(
-        None, "start the backbone from a safetensors file", convert=Path, metavar="FILE", start=True
-    )
     num_patches: int = option(4, "patches of each photo", metavar="K")
     iou_threshold: float = option(0.3, "overlap of patches")
     focus_patches: str = option(
@@ -53,10 +41,9 @@ class AnchorNetOptions:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         need(self.num_patches >= 1, "num_patches", "at least 1", self.num_patches)
         need(0 <= self.iou_threshold <= 1, "iou_threshold", "within [0, 1]", self.iou_threshold)
-        if self.pretrained and self.backbone_weights is not None:
-            raise ValueError("--pretrained and --backbone-weights exclude each other")
 
 
 #: The paper's recipe (section 4.1). It starts from published backbones and says nothing of their
@@ -105,8 +92,7 @@ class AnchorNetSystem(System):
 
     def stages_to_run(self, options: AnchorNetOptions) -> tuple[str, ...]:
         """Without stage backbone where that has weights already."""
-        has_weights = options.pretrained or options.backbone_weights is not None
-        return tuple(s.name for s in STAGES if s.name != "backbone" or not has_weights)
+        return tuple(s.name for s in STAGES if s.name != "backbone" or not options.has_weights)
 
     def identity(self, options: AnchorNetOptions) -> Mapping[str, Any]:
         """The backbone: the rest may change from stage to stage."""
@@ -203,11 +189,12 @@ class AnchorNetSystem(System):
     def _initial_backbone(self, plan: Plan) -> nn.Module:
         """The trained backbone that glance and focus start from."""
         options: AnchorNetOptions = plan.options
-        if options.pretrained:
-            return pretrained_backbone(options.backbone, plan.num_classes)
-        model = build_backbone(options.backbone, plan.num_classes)
-        load_weights(model, options.backbone_weights or plan.best("backbone"))
-        return model
+        return initial_backbone(
+            options.backbone,
+            plan.num_classes,
+            pretrained=options.pretrained,
+            weights=options.backbone_weights or plan.best("backbone"),
+        )
 
     def finish(self, plan: Plan) -> Sequence[str]:
         """Writes a `TwoStageClassifier`."""

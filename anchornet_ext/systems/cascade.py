@@ -20,7 +20,7 @@ from anchornet_ext.training.plan import Plan, Supply
 from anchornet_ext.training.stages import GlanceTask
 from anchornet_ext.training.task import Task
 
-from .common.backbone_start import pretrained_backbone
+from .common.backbone_start import initial_backbone
 from .common.network_system import NetworkSystem
 
 
@@ -177,13 +177,12 @@ class CascadeSystem(NetworkSystem):
         """One of the networks by itself, on the photo's crop resized to its size."""
         options: CascadeOptions = plan.options
         name, side = getattr(options, f"{stage}_backbone"), getattr(options, f"{stage}_input")
-        weights = getattr(options, f"{stage}_weights")
-        if options.pretrained:
-            network = pretrained_backbone(name, plan.num_classes)
-        else:
-            network = build_backbone(name, plan.num_classes)
-            if weights is not None:
-                load_weights(network, weights)
+        network = initial_backbone(
+            name,
+            plan.num_classes,
+            pretrained=options.pretrained,
+            weights=getattr(options, f"{stage}_weights"),
+        )
         config = replace(plan.configs[stage], size=side)
         data = supply.batches(plan, config)
         return GlanceTask(stage, network, config, data, plan.preprocessing, plan.num_classes)

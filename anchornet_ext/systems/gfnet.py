@@ -30,7 +30,7 @@ from anchornet_ext.training.ppo import PPOConfig
 from anchornet_ext.training.stages import GlanceTask
 from anchornet_ext.training.task import Task
 
-from .common.backbone_start import pretrained_backbone
+from .common.backbone_start import BackboneOptions, initial_backbone
 from .common.network_system import NetworkSystem
 from .common.storage import Saved
 
@@ -46,7 +46,7 @@ _RECIPES: tuple[tuple[str, tuple[float, float, bool]], ...] = (
 
 
 @dataclass(frozen=True)
-class GFNetOptions:
+class GFNetOptions(BackboneOptions):
     """The network, and what its stages share."""
 
     backbone: str = option(
@@ -55,12 +55,6 @@ class GFNetOptions:
         "or timm/NAME",
         metavar="NAME",
         required=True,
-    )
-    pretrained: bool = option(
-        False, "start from the backbone's published ImageNet weights", start=True
-    )
-    backbone_weights: Path | None = option(
-        None, "start the backbone from a safetensors file", convert=Path, metavar="FILE", start=True
     )
     num_exits: int = option(5, "inputs of a sequence, the glance among them", metavar="T")
     patch_size: int = option(96, "side of the glance and of the patches", metavar="PIXELS")
@@ -83,6 +77,7 @@ class GFNetOptions:
     discount: float = option(0.7, "of later rewards while the policy is trained")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (
             ("num_exits", 2),
             ("patch_size", 1),
@@ -106,8 +101,6 @@ class GFNetOptions:
         need(self.policy_std > 0, "policy_std", "positive", self.policy_std)
         need(0 <= self.discount <= 1, "discount", "within [0, 1]", self.discount)
         need(self.classifier in _CLASSIFIERS, "classifier", "a known one", self.classifier)
-        if self.pretrained and self.backbone_weights is not None:
-            raise ValueError("--pretrained and --backbone-weights exclude each other")
 
     def recipe(self) -> tuple[float, float, bool]:
         """(learning rate of the encoders, lambda, whether f_G learns in stages I and III)."""
@@ -178,7 +171,7 @@ class GFNetSystem(NetworkSystem):
     def stages_to_run(self, options: GFNetOptions) -> tuple[str, ...]:
         """Without stage backbone where that has weights, and without III for EfficientNets."""
         left_out = set()
-        if options.pretrained or options.backbone_weights is not None:
+        if options.has_weights:
             left_out.add("backbone")
         if options.backbone.startswith("efficientnet"):
             left_out.add("refine")
@@ -266,11 +259,12 @@ class GFNetSystem(NetworkSystem):
     def _initial_backbone(self, plan: Plan) -> nn.Module:
         """The trained backbone that both encoders start from."""
         options: GFNetOptions = plan.options
-        if options.pretrained:
-            return pretrained_backbone(options.backbone, plan.num_classes)
-        network = build_backbone(options.backbone, plan.num_classes)
-        load_weights(network, options.backbone_weights or plan.best("backbone"))
-        return network
+        return initial_backbone(
+            options.backbone,
+            plan.num_classes,
+            pretrained=options.pretrained,
+            weights=options.backbone_weights or plan.best("backbone"),
+        )
 
     def trained(self, plan: Plan) -> nn.Module:
         """The network of the last stage: every stage's weights hold the whole network."""

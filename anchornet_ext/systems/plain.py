@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
 
-from anchornet_ext._options import option
 from anchornet_ext.evaluation.report_data import PLAIN_EXPLANATION
 from anchornet_ext.models import build_backbone
 from anchornet_ext.models.single_exit import SingleExit
@@ -19,29 +16,9 @@ from anchornet_ext.training.distributed import World
 from anchornet_ext.training.plan import Plan, Supply
 from anchornet_ext.training.task import Task
 
-from .common.backbone_start import pretrained_backbone
+from .common.backbone_start import BackboneOptions, initial_backbone
 from .common.network_system import NetworkSystem
 from .common.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class PlainOptions:
-    """Which network, and what it starts from."""
-
-    backbone: str = option(
-        "",
-        "a torchvision classification model, timm/NAME, or cifar/resnet32 and its like",
-        metavar="NAME",
-        required=True,
-    )
-    pretrained: bool = option(False, "start from its published ImageNet weights", start=True)
-    backbone_weights: Path | None = option(
-        None, "start from a safetensors file", convert=Path, metavar="FILE", start=True
-    )
-
-    def __post_init__(self) -> None:
-        if self.pretrained and self.backbone_weights is not None:
-            raise ValueError("--pretrained and --backbone-weights exclude each other")
 
 
 class PlainSystem(NetworkSystem):
@@ -51,7 +28,7 @@ class PlainSystem(NetworkSystem):
     title = "Plain"
     summary = "one network that sees the whole image, to compare the others with"
     explanation = PLAIN_EXPLANATION
-    Options = PlainOptions
+    Options = BackboneOptions
     decisive = "backbone"
     tiny = ("--backbone", "cifar/resnet8", "--crop-size", "32", "--resize-size", "32")
     stages = (
@@ -74,10 +51,10 @@ class PlainSystem(NetworkSystem):
         return Recipe(
             "He et al. on CIFAR, as --backbone is for its images",
             {"network": published},
-            PlainOptions(backbone=choice),
+            BackboneOptions(backbone=choice),
         )
 
-    def build(self, options: PlainOptions, num_classes: int) -> nn.Module:
+    def build(self, options: BackboneOptions, num_classes: int) -> nn.Module:
         """See `NetworkSystem.build`."""
         network = build_backbone(options.backbone, num_classes)
         return SingleExit(network, num_classes, options.backbone)
@@ -91,13 +68,13 @@ class PlainSystem(NetworkSystem):
 
     def task(self, stage: str, plan: Plan, supply: Supply) -> Task:
         """See `System.task`."""
-        options: PlainOptions = plan.options
-        if options.pretrained:
-            network = pretrained_backbone(options.backbone, plan.num_classes)
-        else:
-            network = build_backbone(options.backbone, plan.num_classes)
-            if options.backbone_weights is not None:
-                load_weights(network, options.backbone_weights)
+        options: BackboneOptions = plan.options
+        network = initial_backbone(
+            options.backbone,
+            plan.num_classes,
+            pretrained=options.pretrained,
+            weights=options.backbone_weights,
+        )
         config = plan.configs[stage]
         data = supply.batches(plan, config)
         return Task(stage, network, config, data, plan.preprocessing, plan.num_classes)
