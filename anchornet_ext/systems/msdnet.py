@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 
 from anchornet_ext._options import option
-from anchornet_ext.models.exits import SCHEDULES
-from anchornet_ext.models.msdnet import MSDNET_PRESETS, SPACINGS, STEMS, MSDNet, MSDNetConfig
-from anchornet_ext.models.network_config import require_choice
+from anchornet_ext.models.msdnet import MSDNET_PRESETS, SPACINGS, STEMS, MSDNet
 
 from .common.exit_networks import ExitNetworkSystem
+from .common.preset_options import PresetOptions
 
 
 @dataclass(frozen=True)
-class MSDNetOptions:
+class MSDNetOptions(PresetOptions):
     """A published configuration, and what is different from it; see `MSDNetConfig`."""
+
+    presets: ClassVar[Mapping[str, Any]] = MSDNET_PRESETS
 
     preset: str = option("imagenet-base4", "a published configuration", tuple(MSDNET_PRESETS))
     blocks: int | None = option(None, "exits, one after each block", convert=int)
@@ -35,23 +38,6 @@ class MSDNetOptions:
         None, "share of the channels that a transition keeps", convert=float
     )
     stem: str | None = option(None, "large for photos, small for 32 x 32 pixels", STEMS)
-    schedule: str = option(
-        "needed", "what is computed before an exit: all blocks, or what it needs", SCHEDULES
-    )
-
-    def __post_init__(self) -> None:
-        require_choice(self.preset, "preset", tuple(MSDNET_PRESETS))
-        require_choice(self.schedule, "schedule", SCHEDULES)
-        self.config()  # checks the rest
-
-    def config(self) -> MSDNetConfig:
-        """The shape of the network."""
-        changed = {
-            field.name: getattr(self, field.name)
-            for field in fields(MSDNetConfig)
-            if getattr(self, field.name) is not None
-        }
-        return replace(MSDNET_PRESETS[self.preset], **changed)
 
 
 class MSDNetSystem(ExitNetworkSystem):

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from torch import nn
 
 from anchornet_ext._options import option
-from anchornet_ext.models.exits import SCHEDULES
-from anchornet_ext.models.network_config import require_choice
-from anchornet_ext.models.ranet import RANET_PRESETS, SPACINGS, STEMS, RANet, RANetConfig
+from anchornet_ext.models.ranet import RANET_PRESETS, SPACINGS, STEMS, RANet
 
 from .common.exit_networks import ExitNetworkSystem
+from .common.preset_options import PresetOptions
 
 
 @dataclass(frozen=True)
-class RANetOptions:
+class RANetOptions(PresetOptions):
     """A published configuration, and what is different from it; see `RANetConfig`."""
+
+    presets: ClassVar[Mapping[str, Any]] = RANET_PRESETS
 
     preset: str = option("imagenet", "a published configuration", tuple(RANET_PRESETS))
     scales: tuple[int, ...] | None = option(
@@ -43,23 +46,6 @@ class RANetOptions:
         None, "share of the channels that a transition keeps", convert=float
     )
     stem: str | None = option(None, "large for photos, small for 32 x 32 pixels", STEMS)
-    schedule: str = option(
-        "needed", "what is computed before an exit: all blocks, or what it needs", SCHEDULES
-    )
-
-    def __post_init__(self) -> None:
-        require_choice(self.preset, "preset", tuple(RANET_PRESETS))
-        require_choice(self.schedule, "schedule", SCHEDULES)
-        self.config()  # checks the rest
-
-    def config(self) -> RANetConfig:
-        """The shape of the network."""
-        changed = {
-            field.name: getattr(self, field.name)
-            for field in fields(RANetConfig)
-            if getattr(self, field.name) is not None
-        }
-        return replace(RANET_PRESETS[self.preset], **changed)
 
 
 class RANetSystem(ExitNetworkSystem):

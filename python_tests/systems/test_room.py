@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from command_line import Command
 from system_runs import Trained, train_flags
 
 from anchornet_ext import systems
+from anchornet_ext._options import from_json, to_json
 from anchornet_ext.systems import System, find_system, own_system_names, system_names
 from anchornet_ext.systems.cascade import CascadeSystem
 from anchornet_ext.systems.common.loading import load_system
+from anchornet_ext.systems.common.network_system import NetworkSystem
 
 
 def test_every_file_is_a_system() -> None:
@@ -72,6 +75,63 @@ def test_help_is_of_the_system_that_is_chosen(anchornet: Command) -> None:
     unknown = anchornet("train", "--system", "sra", "--data", "x", "--out", "y")
     assert unknown.returncode == 2
     assert "there is no system 'sra'" in unknown.stderr
+
+
+#: The options of models that earlier versions saved, and how many numbers their weights are.
+SAVED: dict[str, tuple[dict[str, Any], int]] = {
+    "msdnet": (
+        {
+            "preset": "cifar-batch", "blocks": 3, "base": None, "step": None, "spacing": None,
+            "channels": 4, "growth": 2, "factors": None, "bottlenecks": None, "reduction": 0.5,
+            "stem": None, "schedule": "blocks",
+        },
+        538437,
+    ),
+    "ranet": (
+        {
+            "preset": "cifar-growing", "scales": [1, 2], "factors": [2, 1], "bottlenecks": [2, 1],
+            "blocks": None, "more_blocks": None, "step": None, "spacing": None, "channels": 4,
+            "growth": 4, "compress": None, "reduction": None, "stem": None, "schedule": "needed",
+        },
+        841309,
+    ),
+    "gfnet": (
+        {
+            "backbone": "timm/test_resnet", "num_exits": 3, "patch_size": 32, "classifier": "gru",
+            "classifier_hidden": 16, "policy_hidden": 16, "encoder_lr": None,
+            "regularisation": None, "policy_std": 0.1, "discount": 0.7,
+        },
+        761827,
+    ),
+    "plain": ({"backbone": "cifar/resnet8"}, 78268),
+    "cascade": (
+        {
+            "small_backbone": "cifar/resnet8", "small_input": 16, "small_weights": None,
+            "large_backbone": "cifar/resnet8", "large_input": 32, "large_weights": None,
+            "pretrained": False,
+        },
+        156536,
+    ),
+    "sar": (
+        {
+            "backbone": "resnet20", "groups": 2, "stride": 2, "alpha": 2, "beta": 1, "cells": None,
+            "target": 0.5, "penalty": 0.5,
+        },
+        262050,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_saved_options_make_the_same_network(name: str) -> None:
+    """A run of before has to find its weights' places in the network of today."""
+    options, size = SAVED[name]
+    system = find_system(name)
+    assert isinstance(system, NetworkSystem)
+    network = system.build(from_json(system.Options, options), 3)
+    assert sum(value.numel() for value in network.state_dict().values()) == size
+    kept = to_json(from_json(system.Options, options), start=False)
+    assert kept == {key: options[key] for key in kept}
 
 
 def test_a_run_belongs_to_one_system(
