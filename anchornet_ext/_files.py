@@ -80,15 +80,7 @@ def require_folder(folder: Path, flag: str) -> None:
     if not place.is_dir():
         inside = "" if place == folder else f": {str(place)!r} is not one"
         raise ValueError(f"{flag} {str(folder)!r} is not a folder{inside}")
-    try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(bytes(_LEAST_ROOM))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(
-            f"{flag} {str(folder)!r}: nothing can be written into {str(place)!r} ({error.strerror})"
-        ) from error
+    _try_to_write(place, f"{flag} {str(folder)!r}")
 
 
 def require_file(path: Path, flag: str) -> None:
@@ -104,4 +96,16 @@ def require_file(path: Path, flag: str) -> None:
         raise ValueError(f"{flag} {str(path)!r} is no ordinary file")
     if not path.parent.is_dir():
         raise ValueError(f"{flag} {str(path)!r}: there is no folder {str(path.parent)!r}")
-    require_folder(path.parent, flag)
+    _try_to_write(path.parent, f"{flag} {str(path)!r}")
+
+
+def _try_to_write(folder: Path, what: str) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_LEAST_ROOM))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(
+            f"{what}: nothing can be written into {str(folder)!r} ({error.strerror})"
+        ) from error
