@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,18 +88,18 @@ class GFNetOptions(BackboneOptions):
             value = getattr(self, name)
             need(value is None or value >= least, name, f"at least {least}", value)
         need(
-            self.encoder_lr is None or self.encoder_lr > 0,
+            self.encoder_lr is None or 0 < self.encoder_lr < math.inf,
             "encoder_lr",
-            "positive",
+            "positive and finite",
             self.encoder_lr,
         )
         need(
-            self.regularisation is None or self.regularisation >= 0,
+            self.regularisation is None or 0 <= self.regularisation < math.inf,
             "regularisation",
-            "at least 0",
+            "at least 0 and finite",
             self.regularisation,
         )
-        need(self.policy_std > 0, "policy_std", "positive", self.policy_std)
+        need(0 < self.policy_std < math.inf, "policy_std", "positive and finite", self.policy_std)
         need(0 <= self.discount <= 1, "discount", "within [0, 1]", self.discount)
         need(self.classifier in _CLASSIFIERS, "classifier", "a known one", self.classifier)
 

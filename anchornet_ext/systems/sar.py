@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class SAROptions:
             need(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         need(self.cells is None or self.cells >= 1, "cells", "at least 1", self.cells)
         need(0 <= self.target <= 1, "target", "within [0, 1]", self.target)
-        need(self.penalty >= 0, "penalty", "at least 0", self.penalty)
+        need(0 <= self.penalty < math.inf, "penalty", "at least 0 and finite", self.penalty)
 
 
 class SARExits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +73,7 @@ class StageConfig:
         need(self.batch >= 1, "batch", "at least 1")
         need(self.size >= 1, "size", "at least 1 pixel")
         need(self.optimizer in OPTIMIZERS, "optimizer", f"one of {', '.join(OPTIMIZERS)}")
-        need(self.lr > 0, "lr", "positive")
+        need(0 < self.lr < math.inf, "lr", "positive and finite")
         need(self.schedule in SCHEDULES, "schedule", f"one of {', '.join(SCHEDULES)}")
         increasing = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
         need(
@@ -80,16 +81,16 @@ class StageConfig:
             "milestones",
             "increasing percentages of the epochs",
         )
-        need(self.gamma > 0, "gamma", "positive")
+        need(0 < self.gamma < math.inf, "gamma", "positive and finite")
         need(0 <= self.min_lr <= self.lr, "min_lr", "between 0 and lr")
         need(0 <= self.warmup_epochs <= self.epochs, "warmup_epochs", "between 0 and epochs")
         need(0 <= self.momentum < 1, "momentum", "within [0, 1)")
         need(not self.nesterov or self.momentum > 0, "nesterov", "off without momentum")
-        need(self.weight_decay >= 0, "weight_decay", "at least 0")
-        need(self.clip_norm >= 0, "clip_norm", "at least 0")
+        need(0 <= self.weight_decay < math.inf, "weight_decay", "at least 0 and finite")
+        need(0 <= self.clip_norm < math.inf, "clip_norm", "at least 0 and finite")
         need(0 <= self.label_smoothing < 1, "label_smoothing", "within [0, 1)")
-        need(self.mixup >= 0, "mixup", "at least 0")
-        need(self.cutmix >= 0, "cutmix", "at least 0")
+        need(0 <= self.mixup < math.inf, "mixup", "at least 0 and finite")
+        need(0 <= self.cutmix < math.inf, "cutmix", "at least 0 and finite")
         need(0 <= self.ema < 1, "ema", "within [0, 1)")
         need(0 <= self.dropout < 1, "dropout", "within [0, 1)")
         self.augmentation()  # checks the rest

@@ -82,8 +82,11 @@ def test_a_default_that_is_whole_does_not_make_its_flag_a_whole_number() -> None
     [
         (("--anchor-epochs", "-1"), "stage anchor: epochs must be at least 0, not -1"),
         (("--anchor-batch", "0"), "batch must be at least 1, not 0"),
-        (("--anchor-lr", "0"), "lr must be positive, not 0"),
-        (("--anchor-lr", "nan"), "lr must be positive, not nan"),
+        (("--anchor-lr", "0"), "lr must be positive and finite, not 0"),
+        (("--anchor-lr", "nan"), "lr must be positive and finite, not nan"),
+        (("--anchor-lr", "inf"), "lr must be positive and finite, not inf"),
+        (("--anchor-weight-decay", "inf"), "weight_decay must be at least 0 and finite"),
+        (("--anchor-mixup", "inf"), "mixup must be at least 0 and finite"),
         (("--anchor-min-lr", "0.5"), "min_lr must be between 0 and lr, not 0.5"),
         (("--anchor-milestones", "60", "30"), "milestones"),
         (("--anchor-milestones", "60", "130"), "130"),
