@@ -246,7 +246,8 @@ def test_half_precision_and_compilation(
         (["--thresholds", "high"], "'high' is not a list of numbers"),
         (["--thresholds", "nan"], "not a number"),
         (["--batch", "many"], "'many' is not a number from 1 on"),
-        (["--device", "abacus"], "--device abacus"),
+        (["--device", "abacus"], "--device 'abacus' is none of"),
+        (["--device", "meta"], "only the CPU and CUDA devices"),
         (["--model", "no-such-model"], "'no-such-model': it is neither a folder nor"),
     ],
 )

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from anchornet_ext import _extension
-from anchornet_ext._arguments import argument, positive
+from anchornet_ext._arguments import argument, nonempty_path, positive
 from anchornet_ext._files import require_file
 from anchornet_ext.training.distributed import pick_device
 
@@ -81,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="few small cases, to see that all runs; the times mean little",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file")
+    parser.add_argument(
+        "--json", type=nonempty_path, metavar="FILE", help="write the rows to this file"
+    )
     parser.add_argument(
         "--update",
         action="store_true",
@@ -89,11 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "several runs",
     )
     parser.add_argument(
-        "--compare", type=Path, metavar="OLD", help="then compare with this earlier file"
+        "--compare", type=nonempty_path, metavar="OLD", help="then compare with this earlier file"
     )
     parser.add_argument(
         "--show",
-        type=Path,
+        type=nonempty_path,
         metavar="FILE",
         help="measure nothing: show the rows of this file, and compare those",
     )
@@ -268,10 +270,6 @@ def _device(name: str) -> torch.device:
         ImportError: there are no operators for it.
     """
     device = pick_device(name)
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device {name}: the operators are for cpu and cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA device(s)")
     _extension.require_device(device)
     return device
 

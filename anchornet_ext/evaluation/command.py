@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from anchornet_ext._arguments import argument, count, positive, seconds, usable_cores
+from anchornet_ext._arguments import argument, count, nonempty_path, positive, seconds, usable_cores
 from anchornet_ext._files import require_folder
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.policy import quantities
@@ -51,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plain = parser.add_argument_group("with --backbone")
     weights = plain.add_mutually_exclusive_group()
     weights.add_argument(
-        "--weights", type=Path, metavar="FILE", help="its weights, a safetensors file"
+        "--weights", type=nonempty_path, metavar="FILE", help="its weights, a safetensors file"
     )
     weights.add_argument("--pretrained", action="store_true", help="its published ImageNet weights")
     plain.add_argument(
@@ -67,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data",
-        type=Path,
+        type=nonempty_path,
         required=True,
         metavar="FOLDER",
         help="photos in a folder for each class, FOLDER/CLASS/*; the classes are matched with the "
@@ -75,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--class-names",
-        type=Path,
+        type=nonempty_path,
         metavar="FILE",
         help="names of the classes in the order of the logits, one a line, for networks that do "
         "not know them (default: the class folders' names, sorted)",
@@ -94,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     report.add_argument(
         "--policy",
-        type=Path,
+        type=nonempty_path,
         action="append",
         default=[],
         metavar="FILE",
@@ -102,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     report.add_argument(
         "--plain",
-        type=Path,
+        type=nonempty_path,
         action="append",
         default=[],
         metavar="TABLE|REPORT",
@@ -127,7 +126,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--out", type=Path, required=True, metavar="REPORT", help="folder of the results"
+        "--out", type=nonempty_path, required=True, metavar="REPORT", help="folder of the results"
     )
     again = run.add_mutually_exclusive_group()
     again.add_argument(

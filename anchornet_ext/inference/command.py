@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anchornet_ext._arguments import positive
+from anchornet_ext._arguments import nonempty_path, positive
 from anchornet_ext._files import require_folder, write_whole
 from anchornet_ext.data.crop_geometry import CropGeometry
 from anchornet_ext.data.photos import PHOTO_SUFFIXES, read_photo
 from anchornet_ext.data.transforms import to_uint8_tensor
 from anchornet_ext.policy.exit_policy import ExitPolicy
+from anchornet_ext.training.distributed import pick_device
 
 from .overlay import draw_overlay
 from .prediction import Prediction, explain, prediction_of
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--policy",
-        type=Path,
+        type=nonempty_path,
         metavar="FILE",
         help="what `anchornet calibrate` wrote: thresholds, temperatures and whose answer counts "
         "(default: the model's own; with --exit its thresholds do not matter)",
@@ -91,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--overlay",
-        type=Path,
+        type=nonempty_path,
         metavar="FOLDER",
         help="write a picture for each photo there: patches, activation map, confidences",
     )
@@ -145,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("no photo to classify")
     if args.overlay is not None:
         require_folder(args.overlay, "--overlay")
-    device = _device(args.device)
+    device = pick_device(args.device)
     model = TwoStageClassifier.from_pretrained(args.model, fold=False, device=device)
     model = model.tuned(compile=args.compile, dtype=DTYPES[args.dtype])
     thresholds = _for_model(args.thresholds, model)
@@ -353,18 +354,6 @@ def _for_model(
     if len(thresholds) == 1:
         return thresholds * (model.num_exits - 1)
     return model.checked_thresholds(thresholds)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: torch finds no CUDA device")
-    return device
 
 
 def _thresholds(text: str) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from anchornet_ext._arguments import argument
+from anchornet_ext._arguments import argument, nonempty_path
 from anchornet_ext._files import require_file, require_folder, write_whole
 from anchornet_ext._version import __version__
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `anchornet calibrate`."""
     parser.add_argument(
         "table",
-        type=Path,
+        type=nonempty_path,
         metavar="TABLE",
         help=f"an exit table (.npz), or the folder of a report with its {TABLE}",
     )
@@ -79,15 +79,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="scale the logits of each exit so that its confidence is true; auto: where that is "
         "better on held-out images (default: %(default)s)",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the policy there, as JSON")
+    parser.add_argument(
+        "--out", type=nonempty_path, metavar="FILE", help="write the policy there, as JSON"
+    )
     parser.add_argument(
         "--install",
-        type=Path,
+        type=nonempty_path,
         metavar="FOLDER",
         help="make the policy the one that the saved model in this folder uses by itself",
     )
     parser.add_argument(
-        "--curve", type=Path, metavar="CSV", help="write accuracy over cost for many budgets there"
+        "--curve",
+        type=nonempty_path,
+        metavar="CSV",
+        help="write accuracy over cost for many budgets there",
     )
     parser.add_argument(
         "--cost",

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from anchornet_ext._arguments import usable_cores
+from anchornet_ext._arguments import nonempty_path, usable_cores
 from anchornet_ext._files import require_folder
 from anchornet_ext._options import read_options, to_json
 from anchornet_ext.data.image_folder import Samples, find_training_images, sizes_digest
@@ -60,7 +60,7 @@ def add_arguments_for(parser: argparse.ArgumentParser, words: Sequence[str]) -> 
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data",
-        type=Path,
+        type=nonempty_path,
         required=True,
         metavar="FOLDER",
         help="has train/CLASS/* and val/CLASS/*, or CLASS/* with --val-fraction",
@@ -97,7 +97,9 @@ def add_arguments_for(parser: argparse.ArgumentParser, words: Sequence[str]) -> 
     )
 
     run_group = parser.add_argument_group("run")
-    run_group.add_argument("--out", type=Path, required=True, metavar="RUN", help="result folder")
+    run_group.add_argument(
+        "--out", type=nonempty_path, required=True, metavar="RUN", help="result folder"
+    )
     run_group.add_argument(
         "--stages",
         type=_stage_list(system),

@@ -145,7 +145,7 @@ def test_freed_memory_is_kept_unless_told_otherwise(
         (["--repeats", "0"], "'0'"),
         (["--dtypes", "float8"], "float8"),
         (["--device", "abacus"], "abacus"),
-        (["--device", "meta"], "cpu and cuda"),
+        (["--device", "meta"], "only the CPU and CUDA devices"),
         (["--sizes", "102"], "102"),
         (["stream", "--sizes", "90"], "90"),
         (["stream", "--model", "no-such-model"], "no-such-model"),

@@ -289,7 +289,7 @@ def test_a_plain_network(photos: Path, tmp_path: Path, evaluate: Command) -> Non
         (["FULL", "--threads", "0"], "'0' is not a number from 1 on"),
         (["FULL", "--limit", "0"], "'0' is not a number from 1 on"),
         (["FULL", "--log-interval", "nan"], "'nan' is not a number of seconds"),
-        (["FULL", "--device", "abacus"], "'abacus' is not a device"),
+        (["FULL", "--device", "abacus"], "--device 'abacus' is none of"),
         (["FULL", "--weights", "w.safetensors"], "--weights goes with --backbone"),
         (["FULL", "--pretrained"], "--pretrained goes with --backbone"),
         (["FULL", "--image-size", "224"], "--image-size goes with --backbone"),

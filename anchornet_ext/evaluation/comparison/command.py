@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from anchornet_ext._arguments import argument, count
+from anchornet_ext._arguments import argument, count, nonempty_path
 from anchornet_ext._files import require_folder
 from anchornet_ext._version import __version__
 from anchornet_ext.evaluation.curves import Costs
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "NAME=FOLDER calls one by another name",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="REPORT", help="folder of the results"
+        "--out", type=nonempty_path, required=True, metavar="REPORT", help="folder of the results"
     )
     parser.add_argument(
         "--budgets",
