@@ -63,28 +63,37 @@ def exit_rules(
     Raises:
         ValueError: as `early_exit.classify` does for these arguments.
     """
-    policy = _chosen_policy(classifier, thresholds, exit_at, policy)
+    policy = chosen_policy(classifier.num_exits, thresholds, exit_at, policy, classifier.policy)
     limits = (*policy.thresholds, math.inf) if exit_at is None else (math.inf,) * exit_at
     return ExitRules(policy, limits[: 1 + num_patches], classifier.criterion)
 
 
-def _chosen_policy(
-    classifier: TwoStageClassifier,
-    thresholds: Sequence[float] | None,
-    exit_at: int | None,
-    policy: ExitPolicy | None,
+def chosen_policy(
+    num_exits: int,
+    thresholds: Sequence[float] | None = None,
+    exit_at: int | None = None,
+    policy: ExitPolicy | None = None,
+    own: ExitPolicy | None = None,
 ) -> ExitPolicy:
+    """The policy that the arguments of a `classify` ask for.
+
+    Args:
+        num_exits: T of the model.
+        thresholds, exit_at, policy: the arguments; with `exit_at` its thresholds do not matter.
+        own: the model's, where they name none; None: no image leaves early.
+
+    Raises:
+        ValueError: thresholds that are NaN or not T - 1, a policy for another number of exits,
+            `exit_at` out of 1..T, or thresholds together with `exit_at` or with a policy.
+    """
     if thresholds is not None:
         if exit_at is not None:
             raise ValueError("give thresholds or exit_at, not both")
         if policy is not None:
             raise ValueError("give thresholds or a policy, not both: a policy has its own")
-        policy = ExitPolicy(classifier.checked_thresholds(thresholds))
-    if exit_at is not None and not 1 <= exit_at <= classifier.num_exits:
-        raise ValueError(f"exit_at must be 1 to {classifier.num_exits}, got {exit_at}")
-    if policy is None:
-        policy = classifier.policy
-    if policy is None:
-        policy = ExitPolicy.never(classifier.num_exits)
-    policy.require_exits(classifier.num_exits)
+        policy = ExitPolicy(tuple(thresholds))
+    if exit_at is not None and not 1 <= exit_at <= num_exits:
+        raise ValueError(f"exit_at must be 1 to {num_exits}, got {exit_at}")
+    policy = policy or own or ExitPolicy.never(num_exits)
+    policy.require_exits(num_exits)
     return policy

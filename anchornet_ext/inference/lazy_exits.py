@@ -14,6 +14,7 @@ from anchornet_ext.models.exits import Progress
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
 from .early_exit import evaluating, in_training
+from .exit_rules import chosen_policy
 
 
 class LazyNetwork(Protocol):
@@ -91,7 +92,7 @@ def classify(
             with a policy.
         TypeError: images are not floating point.
     """
-    policy = _policy(network.num_exits, thresholds, exit_at, policy)
+    policy = chosen_policy(network.num_exits, thresholds, exit_at, policy)
     limits = (*policy.thresholds, math.inf)
     last = network.num_exits if exit_at is None else exit_at
     if exit_at is not None:
@@ -102,26 +103,6 @@ def classify(
         modules = network.modules()
     with torch.no_grad(), evaluating(modules):
         return _classify(network, images, policy, limits[:last])
-
-
-def _policy(
-    num_exits: int,
-    thresholds: Sequence[float] | None,
-    exit_at: int | None,
-    policy: ExitPolicy | None,
-) -> ExitPolicy:
-    if thresholds is not None:
-        if exit_at is not None:
-            raise ValueError("give thresholds or exit_at, not both")
-        if policy is not None:
-            raise ValueError("give thresholds or a policy, not both: a policy has its own")
-        policy = ExitPolicy(tuple(thresholds))
-    if exit_at is not None and not 1 <= exit_at <= num_exits:
-        raise ValueError(f"exit_at must be 1 to {num_exits}, got {exit_at}")
-    if policy is None:
-        policy = ExitPolicy.never(num_exits)
-    policy.require_exits(num_exits)
-    return policy
 
 
 def _classify(

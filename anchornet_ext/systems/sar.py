@@ -15,6 +15,7 @@ from anchornet_ext import _extension
 from anchornet_ext._options import need, option
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.evaluation.systems import ExitSystem
+from anchornet_ext.inference.exit_rules import chosen_policy
 from anchornet_ext.inference.lazy_exits import ExitClassification
 from anchornet_ext.models.sar import (
     ARCHITECTURES,
@@ -138,12 +139,7 @@ class SARExits:
         """All images go to the one exit there is, each at its own cost."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-        if exit_at not in (None, 1):
-            raise ValueError(f"exit_at must be 1, got {exit_at}")
-        if policy is None:
-            policy = ExitPolicy(tuple(thresholds)) if thresholds is not None else self.policy
-        policy = policy or ExitPolicy.never(1)
-        policy.require_exits(1)
+        policy = chosen_policy(1, thresholds, exit_at, policy, self.policy)
         logits, costs = self.logits_and_costs(images)
         probabilities = (logits[0] / policy.temperature(1)).softmax(dim=1)
         confidence, label = probabilities.max(dim=1)
