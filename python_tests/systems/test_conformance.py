@@ -255,14 +255,21 @@ def test_evaluate_finds_out_which_system_it_is(
 
 
 @every_system
-def test_a_policy_can_be_installed(name: str, trained: Get, tmp_path: Path) -> None:
+def test_a_policy_can_be_installed(name: str, trained: Get, photos: Path, tmp_path: Path) -> None:
     one = trained(name)
     shutil.copytree(one.run / "model", tmp_path / "model")
-    policy = ExitPolicy((0.5,) * (one.exits.num_exits - 1))
+    count = one.exits.num_exits
+    policy = ExitPolicy((0.5,) * (count - 1), (2.0,) * count)
     install_policy(tmp_path, policy)
     found = load_system(tmp_path, torch.device("cpu"))
     assert found.policy == policy
     assert found.checksum == one.exits.checksum
+    # Told where to leave, an image still leaves with the policy's temperatures.
+    images = one.images(photos)[0][:4]
+    logits = found.anytime_logits(images)
+    for step in range(1, count + 1):
+        sent = found.classify(images, exit_at=step)
+        torch.testing.assert_close(sent.probabilities, (logits[step - 1] / 2).softmax(1), **CLOSE)
     with pytest.raises(ValueError, match="exits need"):
         install_policy(tmp_path, ExitPolicy((0.5,) * one.exits.num_exits))
 

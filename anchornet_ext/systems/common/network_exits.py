@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.inference.early_exit import evaluating
+from anchornet_ext.inference.exit_rules import chosen_policy
 from anchornet_ext.inference.lazy_exits import ExitClassification, LazyNetwork, classify
 from anchornet_ext.models.tuning import tune
 from anchornet_ext.policy.exit_policy import ExitPolicy
@@ -86,10 +87,13 @@ class NetworkExits:
         *,
         policy: ExitPolicy | None = None,
     ) -> ExitClassification:
-        """Real early exit; without any rule, by the system's own policy (see `lazy_exits`)."""
-        if thresholds is None and exit_at is None and policy is None:
-            policy = self.policy
-        return classify(self.network, _channels_last(images), thresholds, exit_at, policy=policy)
+        """Real early exit; without thresholds and policy by the system's own (see `lazy_exits`).
+
+        With `exit_at`, too: its thresholds do not matter then, its temperatures and its rule for
+        the answer do, as in the two-stage classifier.
+        """
+        policy = chosen_policy(self.num_exits, thresholds, exit_at, policy, self.policy)
+        return classify(self.network, _channels_last(images), exit_at=exit_at, policy=policy)
 
 
 def _channels_last(images: Tensor) -> Tensor:
