@@ -278,11 +278,18 @@ def _wanted(args: argparse.Namespace, system: ExitSystem) -> _Wanted:
                 f"--operating-points: a budget of {budget:g} multiply-adds is below the "
                 f"{macs[0]:g} of the first exit"
             )
-    has_grid = system.temperature_scales and not args.no_temperatures
+    why_no_grid = None
+    if args.no_temperatures:
+        why_no_grid = "--no-temperatures leaves them out of the table"
+    elif not system.temperature_scales:
+        why_no_grid = (
+            "under the model's criterion 'probabilities' that of one exit changes all later ones, "
+            "so that no table can have them"
+        )
     policies: dict[str, ExitPolicy] = {}
     for path in args.policy:
         policy = ExitPolicy.load(path)
-        require_fits(policy, f"--policy {path}", system.num_exits, has_grid)
+        require_fits(policy, f"--policy {path}", system.num_exits, why_no_grid)
         if path.stem in policies:
             raise ValueError(f"--policy: two files are called {path.stem!r}")
         policies[path.stem] = policy
@@ -290,7 +297,7 @@ def _wanted(args: argparse.Namespace, system: ExitSystem) -> _Wanted:
     notes = []
     if own is not None:
         try:
-            require_fits(own, "the model's own policy", system.num_exits, has_grid)
+            require_fits(own, "the model's own policy", system.num_exits, why_no_grid)
             policies[OWN_POLICY] = own
         except ValueError as error:  # nobody asked for it
             notes.append(f"Not measured: {error}.")

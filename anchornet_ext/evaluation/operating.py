@@ -102,15 +102,21 @@ def given_points(table: ExitTable, policies: Mapping[str, ExitPolicy]) -> list[O
     ]
 
 
-def require_fits(policy: ExitPolicy, name: str, num_exits: int, has_grid: bool) -> None:
-    """Raises ValueError where a policy cannot be applied to the table that will be collected."""
+def require_fits(policy: ExitPolicy, name: str, num_exits: int, why_no_grid: str | None) -> None:
+    """Raises ValueError where a policy cannot be applied to the table that will be collected.
+
+    Args:
+        name: of the policy, for the message.
+        num_exits: of the table.
+        why_no_grid: why it will have no temperatures; None: it will have them.
+    """
     try:
         policy.require_exits(num_exits)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     for value in policy.temperatures or ():
-        if not has_grid:
-            raise ValueError(f"{name} has temperatures, and the table would be without them")
+        if why_no_grid is not None:
+            raise ValueError(f"{name} has temperatures, and {why_no_grid}")
         if not np.isclose(TEMPERATURES, value, rtol=1e-6, atol=0).any():
             raise ValueError(
                 f"{name} has the temperature {value}, which is not on the table's grid: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,23 @@ def test_default_budgets() -> None:
     assert default_budgets([100.0, 200.0, 300.0]) == (120.0, 150.0, 200.0)
 
 
+def test_temperatures_of_mean_probabilities_are_refused(
+    model: Path, data: Path, tmp_path: Path, evaluate: Command
+) -> None:
+    """Each would change the sums of all later exits, which one table cannot hold."""
+    other = shutil.copytree(model, tmp_path / "model")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "criterion": "probabilities"}))
+    ExitPolicy((0.5, 0.5), (1.0, 2.0, 1.0)).save(tmp_path / "policy.json")
+    done = evaluate(
+        "--model", other, "--data", data, "--out", tmp_path / "out", *QUICK,
+        "--policy", tmp_path / "policy.json",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "has temperatures, and under the model's criterion 'probabilities'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -195,7 +213,10 @@ def test_default_budgets() -> None:
         (["--policy", "NOTHING"], "is not JSON"),
         (["--policy", "TWO"], "3 exits need 2 thresholds, got 1"),
         (["--policy", "ODD"], "has the temperature 1.1, which is not on the table's grid"),
-        (["--policy", "EVEN", "--no-temperatures"], "the table would be without them"),
+        (
+            ["--policy", "EVEN", "--no-temperatures"],
+            "--no-temperatures leaves them out of the table",
+        ),
         (["--policy", "EVEN", "--policy", "EVEN"], "two files are called 'even'"),
         (["--plain", "gone"], "--plain: there is no file gone"),
         (["--plain", "EMPTY"], "has no exits.npz"),
