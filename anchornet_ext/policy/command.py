@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from anchornet_ext._arguments import argument, nonempty_path
+from anchornet_ext._arguments import argument, count, nonempty_path
 from anchornet_ext._files import require_file, require_folder, write_whole
 from anchornet_ext._version import __version__
 
@@ -105,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--exits", type=int, metavar="N", help="use the first N exits of the table only"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the splits into halves (default: %(default)s)"
+        "--seed", type=count, default=0, help="of the splits into halves (default: %(default)s)"
     )
 
 
@@ -117,8 +117,6 @@ def run(args: argparse.Namespace) -> int:
             an argument is out of range.
         OSError: there is no such table or model, or nothing can be written where it should be.
     """
-    if args.seed < 0:
-        raise ValueError(f"--seed must not be negative, got {args.seed}")
     table = load_table(args.table, args.exits, args.cost, grid=args.temperatures != "off")
     _require_costs(args, table)
     goal = Goal(

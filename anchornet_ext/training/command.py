@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from anchornet_ext._arguments import nonempty_path, usable_cores
+from anchornet_ext._arguments import count, nonempty_path, positive, seconds, usable_cores
 from anchornet_ext._files import require_folder
-from anchornet_ext._options import read_options, to_json
+from anchornet_ext._options import need, read_options, to_json
 from anchornet_ext.data.image_folder import Samples, find_training_images, sizes_digest
 from anchornet_ext.data.sources import CachedSource, FileSource
 from anchornet_ext.data.transforms import Preprocessing
@@ -76,21 +76,23 @@ def add_arguments_for(parser: argparse.ArgumentParser, words: Sequence[str]) -> 
     )
     data.add_argument(
         "--cache-short-side",
-        type=int,
+        type=positive,
         metavar="PIXELS",
         help="shrink larger photos to this short side on decoding, cached or not",
     )
-    data.add_argument("--workers", type=int, metavar="N", help="loading processes (cores, max. 8)")
+    data.add_argument(
+        "--workers", type=count, metavar="N", help="loading processes (cores, max. 8)"
+    )
     data.add_argument(
         "--resize-size",
-        type=int,
+        type=positive,
         default=resize_size,
         metavar="PIXELS",
         help=f"validation short side ({resize_size})",
     )
     data.add_argument(
         "--crop-size",
-        type=int,
+        type=positive,
         default=crop_size,
         metavar="PIXELS",
         help=f"crop of a photo ({crop_size})",
@@ -110,10 +112,12 @@ def add_arguments_for(parser: argparse.ArgumentParser, words: Sequence[str]) -> 
     run_group.add_argument(
         "--overwrite", action="store_true", help="begin the named stages anew, losing their results"
     )
-    run_group.add_argument("--seed", type=int, default=0, metavar="N", help="of all randomness (0)")
+    run_group.add_argument(
+        "--seed", type=count, default=0, metavar="N", help="of all randomness (0)"
+    )
     run_group.add_argument("--tensorboard", action="store_true", help="write TensorBoard events")
     run_group.add_argument(
-        "--log-interval", type=float, default=5.0, metavar="S", help="seconds between lines (5)"
+        "--log-interval", type=seconds, default=5.0, metavar="S", help="seconds between lines (5)"
     )
 
     compute = parser.add_argument_group("compute")
@@ -130,7 +134,9 @@ def add_arguments_for(parser: argparse.ArgumentParser, words: Sequence[str]) -> 
     compute.add_argument("--compile", action="store_true", help="use torch.compile")
     compute.add_argument("--sync-bn", action="store_true", help="batch norm over all GPUs")
     compute.add_argument("--deterministic", action="store_true", help="exact repeats on CUDA")
-    compute.add_argument("--threads", type=int, metavar="N", help="CPU threads of each process")
+    compute.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads of each process"
+    )
     add_system_arguments(parser, system, recipe)
 
 
@@ -175,18 +181,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    def need(holds: bool, flag: str, wanted: str, value: object) -> None:
-        if not holds:
-            raise ValueError(f"{flag} must be {wanted}, not {value}")
-
     if args.workers is None:
         args.workers = min(8, usable_cores())
-    need(args.workers >= 0, "--workers", "at least 0", args.workers)
-    need(args.threads is None or args.threads >= 1, "--threads", "at least 1", args.threads)
-    side = args.cache_short_side
-    need(side is None or side >= 1, "--cache-short-side", "at least 1", side)
-    need(args.log_interval >= 0, "--log-interval", "at least 0", args.log_interval)
-    need(0 <= args.seed < 2**63, "--seed", "at least 0 and below 2^63", args.seed)
+    need(args.seed < 2**63, "seed", "below 2^63", args.seed)
     if args.resume and args.overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
     require_folder(args.out, "--out")

@@ -199,7 +199,7 @@ def test_a_model_of_other_exits_is_left_alone(tmp_path: Path, model: Path, run: 
         (["--budget", "2G", "--cost", "1G,2G"], "--cost has 2 values for 3 exits"),
         (["--budget", "2G", "--cost", "3G,2G,1G"], "increase from exit to exit"),
         (["--budget", "2G", "--answer", "first"], "invalid choice"),
-        (["--budget", "2G", "--seed", "-1"], "--seed must not be negative"),
+        (["--budget", "2G", "--seed", "-1"], "argument --seed: '-1' is not a number"),
         (["--budget", "2G", "--out", "no/such/folder/p.json"], "there is no folder"),
         (["--budget", "2G", "--curve", "no/such/folder/c.csv"], "there is no folder"),
         (["--budget", "2G", "--install", "nowhere"], "nowhere is not a saved model"),
