@@ -11,6 +11,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+#: More than any machine has cores for.
+_MOST_THREADS = 1024
+
 
 def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
     """`parse` for argparse, which shows the message of its own kind of error only."""
@@ -39,6 +42,14 @@ def positive(text: str) -> int:
 def count(text: str) -> int:
     """An integer from 0 on, for argparse."""
     return _integer(text, 0)
+
+
+def threads(text: str) -> int:
+    """A number of threads, for argparse: the system ends a program that asks for too many."""
+    value = _integer(text, 1)
+    if value > _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {_MOST_THREADS} threads")
+    return value
 
 
 def seconds(text: str) -> float:

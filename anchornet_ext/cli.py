@@ -59,10 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("anchornet: interrupted", file=sys.stderr)
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        print(f"anchornet: error: there is not enough memory. {error}".rstrip(), file=sys.stderr)
+        return 2
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"anchornet: error: {_said(error)}", file=sys.stderr)
         return 2
     return status
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Python's error, CUDA's, or what torch says on a CPU."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "can't allocate memory" in str(error)
 
 
 def _said(error: Exception) -> str:

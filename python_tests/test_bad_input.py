@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command_line import Command, in_this_process
 from PIL import Image
 
+from anchornet_ext import doctor
 from anchornet_ext.policy.exit_table import ExitTable
 
 
@@ -78,3 +81,60 @@ def test_a_policy_and_its_curve_are_two_files(given: Path, anchornet: Command) -
     assert done.returncode == 2
     assert "--out and --curve are the same file" in done.stderr
     assert not both.exists()
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "bench"])
+def test_more_threads_than_there_can_be_are_refused(
+    given: Path, anchornet: Command, command: str
+) -> None:
+    for many in ("100000", "99999999999999"):  # too many to start, and to count
+        done = anchornet(*COMMANDS[command](given), given / "out", "--threads", many)
+        assert done.returncode == 2
+        assert f"argument --threads: '{many}' is more than 1024 threads" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_lack_of_memory_is_one_line(
+    anchornet: Command, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def run(args: object) -> int:
+        raise error
+
+    monkeypatch.setattr(doctor, "run", run)
+    done = anchornet("doctor")
+    assert done.returncode == 2
+    assert done.stderr.startswith("anchornet: error: there is not enough memory.")
+    assert done.stderr.count("\n") == 1
+
+
+def test_other_errors_of_the_program_are_not_hidden(
+    anchornet: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(args: object) -> int:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(doctor, "run", run)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        anchornet("doctor")
+
+
+def test_what_predict_cannot_take_is_said(given: Path, anchornet: Command) -> None:
+    run = given / "run"
+    (run / "model").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    other = {"format": "anchornet_ext exit network", "system": "msdnet"}
+    (run / "model" / "config.json").write_text(json.dumps(other))
+    done = anchornet("predict", given / "photos", "--model", run)
+    assert done.returncode == 2
+    assert f"it is of a run, whose model is in {run / 'model'}" in done.stderr
+    done = anchornet("predict", given / "photos", "--model", run / "model")
+    assert done.returncode == 2
+    assert "but a model of the system 'msdnet'; `anchornet evaluate` takes it" in done.stderr

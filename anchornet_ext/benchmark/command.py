@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from anchornet_ext import _extension
-from anchornet_ext._arguments import argument, nonempty_path, positive
+from anchornet_ext._arguments import argument, nonempty_path, positive, threads
 from anchornet_ext._files import require_file
 from anchornet_ext.training.distributed import pick_device
 
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DTYPE",
         help=f"to measure in: {', '.join(DTYPES)}",
     )
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (torch's)")
+    parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads (torch's)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (cpu)")
     parser.add_argument(
         "--repeats", type=positive, metavar="R", help="rounds of each measurement (most often 15)"

@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from anchornet_ext._arguments import argument, count, nonempty_path, positive, seconds, usable_cores
+from anchornet_ext._arguments import (
+    argument,
+    count,
+    nonempty_path,
+    positive,
+    seconds,
+    threads,
+    usable_cores,
+)
 from anchornet_ext._files import require_folder
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.policy import quantities
@@ -153,7 +161,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)"
     )
-    run.add_argument("--threads", type=positive, metavar="N", help="CPU threads (torch's)")
+    run.add_argument("--threads", type=threads, metavar="N", help="CPU threads (torch's)")
     run.add_argument(
         "--no-temperatures",
         action="store_true",

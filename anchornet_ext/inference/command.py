@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anchornet_ext._arguments import nonempty_path, positive
+from anchornet_ext._arguments import nonempty_path, positive, threads
 from anchornet_ext._files import require_folder, write_whole
 from anchornet_ext.data.crop_geometry import CropGeometry
 from anchornet_ext.data.photos import PHOTO_SUFFIXES, read_photo
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_thresholds,
         metavar="A,B,...",
         help="confidence above which a photo leaves after input 1, 2, ...; one number holds for "
-        "all inputs (default: the model's own)",
+        "all inputs; --thresholds=-1,... where the first is negative (default: the model's own)",
     )
     parser.add_argument(
         "--policy",
@@ -105,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)"
     )
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help="CPU threads (default: torch's)"
+        "--threads", type=threads, metavar="N", help="CPU threads (default: torch's)"
     )
     parser.add_argument(
         "--dtype",

@@ -172,7 +172,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:  # also UnicodeDecodeError
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f"{path} does not describe an {FORMAT}")
+        raise ValueError(f"{path} does not describe an {FORMAT}{_what_else(folder, config)}")
     version = config.get("format_version")
     if not isinstance(version, int) or version < 1:
         raise ValueError(f"{path} has the format version {version!r}")
@@ -182,6 +182,15 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}: update the package"
         )
     return config
+
+
+def _what_else(folder: Path, config: Any) -> str:
+    """What a folder is instead that somebody may well take for a two-stage classifier."""
+    if isinstance(config, dict) and "system" in config and "format" in config:
+        return f", but a model of the system {config['system']!r}; `anchornet evaluate` takes it"
+    if (folder / "model" / CONFIG).is_file():
+        return f": it is of a run, whose model is in {folder / 'model'}"
+    return ""
 
 
 def checksum(config: Mapping[str, Any]) -> str:

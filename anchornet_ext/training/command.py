@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from anchornet_ext._arguments import count, nonempty_path, positive, seconds, usable_cores
+from anchornet_ext._arguments import count, nonempty_path, positive, seconds, threads, usable_cores
 from anchornet_ext._files import require_folder
 from anchornet_ext._options import need, read_options, to_json
 from anchornet_ext.data.image_folder import Samples, find_training_images, sizes_digest
@@ -134,9 +134,7 @@ def add_arguments_for(parser: argparse.ArgumentParser, words: Sequence[str]) -> 
     compute.add_argument("--compile", action="store_true", help="use torch.compile")
     compute.add_argument("--sync-bn", action="store_true", help="batch norm over all GPUs")
     compute.add_argument("--deterministic", action="store_true", help="exact repeats on CUDA")
-    compute.add_argument(
-        "--threads", type=positive, metavar="N", help="CPU threads of each process"
-    )
+    compute.add_argument("--threads", type=threads, metavar="N", help="CPU threads of each process")
     add_system_arguments(parser, system, recipe)
 
 
