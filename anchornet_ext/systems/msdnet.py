@@ -47,7 +47,6 @@ class MSDNetSystem(ExitNetworkSystem):
     title = "MSDNet"
     summary = "a multi-scale dense network with a classifier after each block"
     Options = MSDNetOptions
-    presets = MSDNET_PRESETS
     tiny = (
         *("--preset", "cifar-batch", "--blocks", "3", "--channels", "4", "--growth", "2"),
         *("--crop-size", "32", "--resize-size", "32"),

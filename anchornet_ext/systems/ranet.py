@@ -55,7 +55,6 @@ class RANetSystem(ExitNetworkSystem):
     title = "RANet"
     summary = "sub-networks of rising resolution, each with classifiers"
     Options = RANetOptions
-    presets = RANET_PRESETS
     tiny = (
         *("--preset", "cifar-growing", "--scales", "1", "2", "--factors", "2", "1"),
         *("--bottlenecks", "2", "1", "--channels", "4", "--growth", "4"),

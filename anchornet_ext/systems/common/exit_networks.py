@@ -12,6 +12,7 @@ from anchornet_ext.training.plan import Plan, Supply
 from anchornet_ext.training.task import Task
 
 from .network_system import NetworkSystem
+from .preset_options import PresetOptions
 from .recipe import Recipe
 from .storage import Saved
 
@@ -23,10 +24,10 @@ class ExitNetworkSystem(NetworkSystem):
     preset's stem is the small one.
 
     Attributes:
-        presets: name -> configuration, which has a `stem`.
+        Options: presets of configurations that have a `stem`, and what is changed about them.
     """
 
-    presets: ClassVar[Mapping[str, Any]]
+    Options: ClassVar[type[PresetOptions]]
     decisive = "preset"
 
     stages: ClassVar[tuple[Stage, ...]] = (
@@ -48,7 +49,8 @@ class ExitNetworkSystem(NetworkSystem):
 
     def recipe(self, choice: str | None) -> Recipe | None:
         """MSDNet's section 5 and RANet's section 4 train on CIFAR alike."""
-        if choice is None or choice not in self.presets or self.presets[choice].stem != "small":
+        presets = self.Options.presets
+        if choice is None or choice not in presets or presets[choice].stem != "small":
             return None
         (stage,) = self.stages
         published = replace(
