@@ -261,8 +261,8 @@ def test_usage_errors(
     assert "Traceback" not in err
 
 
-def test_nothing_to_classify(tmp_path: Path, model: Path) -> None:
-    done = anchornet(tmp_path / "*.jpg", tmp_path / "gone.png", tmp_path, "--model", model)
+def test_nothing_to_classify(tmp_path: Path, model: Path, in_process: Command) -> None:
+    done = in_process(tmp_path / "*.jpg", tmp_path / "gone.png", tmp_path, "--model", model)
     assert done.returncode == 2
     assert done.stdout == ""
     messages = done.stderr.splitlines()
@@ -384,21 +384,3 @@ def test_a_policy_that_does_not_fit(
     status, _, err = in_process(*arguments, "--thresholds", "0.5")
     assert status == 2
     assert "--thresholds or --policy, not both" in err
-
-
-def test_photos_are_read_only_as_they_are_used(
-    photos: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[Path] = []
-
-    def reading(path: Path) -> Image.Image:
-        read.append(path)
-        return picture(0)
-
-    monkeypatch.setattr(command, "read_photo", reading)
-    loaded = TwoStageClassifier.from_pretrained(model)
-    stream = command.read_photos([photos / f"{n}.png" for n in range(10)], loaded)
-    assert read == []
-    next(stream)
-    next(stream)
-    assert len(read) == 2

@@ -199,15 +199,16 @@ def _item(
     """One image run through the model for its patches, or what is wrong with it."""
     import torch
 
-    from anchornet_ext.inference.command import read_photos
+    from anchornet_ext.inference.command import load_photo
     from anchornet_ext.inference.policies import patch_locations
     from anchornet_ext.inference.prediction import class_label
 
     assert table.prediction is not None
     name = table.image_path(row)
-    (photo,) = read_photos([root / name], model)
-    if isinstance(photo, str):
-        return photo.replace(os.path.join(root, ""), "")
+    try:
+        photo = load_photo(root / name, model)
+    except (ValueError, OSError) as error:
+        return str(error).replace(os.path.join(root, ""), "")
     boxes: list[tuple[int, int]] = []
     if exit_index:
         device = next(model.parameters()).device

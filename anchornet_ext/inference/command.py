@@ -6,7 +6,7 @@ import argparse
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
@@ -246,17 +246,6 @@ class Photo:
     geometry: CropGeometry
     crop: Tensor
     picture: Image.Image | None
-
-
-def read_photos(
-    paths: Iterable[Path], model: TwoStageClassifier, keep_picture: bool = False
-) -> Iterator[Photo | str]:
-    """Each photo, or what is wrong with it, in the order of the paths and only as they are used."""
-    for path in paths:
-        try:
-            yield load_photo(path, model, keep_picture)
-        except (ValueError, OSError) as error:
-            yield str(error)
 
 
 def load_photo(path: Path, model: TwoStageClassifier, keep_picture: bool = False) -> Photo:

@@ -22,7 +22,7 @@ from anchornet_ext.evaluation.gallery import (
     make_gallery,
 )
 from anchornet_ext.inference import TwoStageClassifier
-from anchornet_ext.inference.command import read_photos
+from anchornet_ext.inference.command import load_photo
 from anchornet_ext.inference.overlay import Look
 from anchornet_ext.policy.exit_policy import ExitPolicy
 from anchornet_ext.policy.exit_table import ExitTable
@@ -37,8 +37,8 @@ def classifier(model: Path) -> TwoStageClassifier:
 def crops(photos: Path, classifier: TwoStageClassifier) -> torch.Tensor:
     """(N, 3, H, W), what the networks get."""
     samples = scan(photos)
-    read = list(read_photos([Path(path) for path in samples.paths], classifier))
-    return classifier.preprocessing.normalise(torch.stack([photo.crop for photo in read]))  # type: ignore[union-attr]
+    read = [load_photo(Path(path), classifier) for path in samples.paths]
+    return classifier.preprocessing.normalise(torch.stack([photo.crop for photo in read]))
 
 
 @pytest.fixture(scope="module")
