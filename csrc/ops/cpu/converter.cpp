@@ -1,6 +1,7 @@
 #include "ops/cpu/converter.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "common/dispatch.h"
 #include "common/parallel.h"
@@ -68,6 +69,9 @@ void convert_any(ScalarType from_type, const void* from, bool to_double, void* t
   }
 }
 
+// To try or to convert all bytes costs as much as to convert some hundred.
+constexpr int64_t kWorthTrying = 1 << 9;
+
 bool is_half_precision(ScalarType type) {
   return type == ScalarType::Half || type == ScalarType::BFloat16;
 }
@@ -110,11 +114,23 @@ Converter::Converter(ScalarType from, ScalarType to, const std::optional<Tensor>
   check_no_zero("gather_patches", std_);
   mean_float_.assign(mean_.begin(), mean_.end());
   std_float_.assign(std_.begin(), std_.end());
-  // To try all bytes costs as much as to convert some hundred.
-  constexpr int64_t kWorthTrying = 1 << 9;
   if (from == ScalarType::Byte && to != ScalarType::Double && per_channel >= kWorthTrying) {
     find_reciprocals();
   }
+}
+
+void Converter::tabulate(int64_t per_channel) {
+  const bool fits = from_ == ScalarType::Byte && is_half_precision(to_) && normalises_;
+  if (!fits || per_channel < kWorthTrying || !looks_up_bytes()) return;
+  char bytes[256];
+  uint16_t results[256];
+  for (int i = 0; i < 256; ++i) bytes[i] = static_cast<char>(i);
+  std::vector<ByteTable> tables;
+  for (size_t c = 0; c < mean_float_.size(); ++c) {
+    channel({bytes, 0}, {reinterpret_cast<char*>(results), 0}, 1, 256, static_cast<int64_t>(c));
+    tables.emplace_back(results);
+  }
+  tables_ = std::move(tables);
 }
 
 void Converter::find_reciprocals() {
@@ -128,6 +144,7 @@ void Converter::find_reciprocals() {
 
 void Converter::channel(const SourceRows& from, const TargetRows& to, int64_t rows, int64_t count,
                         int64_t channel) const {
+  if (!tables_.empty()) return look_up_bytes(from, to, rows, count, tables_[channel]);
   if (!high_.empty()) {
     return bytes_to_floats(
         from, to_, to, rows, count,

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/stable.h"
+#include "ops/cpu/byte_tables.h"
 #include "ops/cpu/move_rows.h"
 
 namespace anchornet::patches {
@@ -17,6 +18,9 @@ class Converter {
             const std::optional<Tensor>& std, int64_t per_channel);
 
   bool is_copy() const { return from_ == to_ && !normalises_; }
+
+  // Prepares for many elements of one channel, `per_channel` of them.
+  void tabulate(int64_t per_channel);
 
   // Rows of `count` elements of one channel.
   void channel(const SourceRows& from, const TargetRows& to, int64_t rows, int64_t count,
@@ -63,6 +67,7 @@ class Converter {
   std::vector<double> mean_, std_;
   // Of 1 / std where multiplying with it is as good as dividing, see bytes_to_floats.h; else empty.
   std::vector<float> mean_float_, std_float_, high_, low_;
+  std::vector<ByteTable> tables_;  // of each channel, or none
 };
 
 }  // namespace anchornet::patches

@@ -192,8 +192,8 @@ Tensor gather_patches(Tensor images, Tensor image_index, Tensor top_left, int64_
                                     std, dtype, channels_last);
   const std::vector<Place> places =
       checked_places("gather_patches", image_index, top_left, gather.bounds);
-  Converter converter(images.scalar_type(), dtype, mean, std,
-                      gather.num_patches * patch_height * patch_width);
+  const int64_t per_channel = gather.num_patches * patch_height * patch_width;
+  Converter converter(images.scalar_type(), dtype, mean, std, per_channel);
   Tensor patches = empty_patches(gather, images, dtype);
   if (patches.numel() == 0) return patches;
   const Job job{gather,
@@ -205,7 +205,7 @@ Tensor gather_patches(Tensor images, Tensor image_index, Tensor top_left, int64_
                 static_cast<int64_t>(patches.element_size())};
   const bool planes = gather.column_stride == 1;
   const bool pixels = gather.channel_stride == 1 && gather.column_stride == gather.channels;
-  if (channels_last) converter.repeat();
+  channels_last ? converter.repeat() : converter.tabulate(per_channel);
   if (channels_last ? pixels : planes) {
     gather_rows(job, channels_last);
   } else if (channels_last ? planes : gather.channel_stride == 1) {
