@@ -8,20 +8,18 @@
 #include "common/parallel.h"
 #include "ops/gather_patches.h"
 
-#ifdef ANCHORNET_X86
+#ifdef ANCHORNET_VERSIONS
 #include <immintrin.h>
 #endif
 
 namespace anchornet::patches {
 namespace {
 
-#define ANCHORNET_INLINE [[gnu::always_inline]] inline
+#define ANCHORNET_INLINE __attribute__((always_inline)) inline
 
-#ifdef ANCHORNET_X86
+#ifdef ANCHORNET_VERSIONS
 
 // ---- 16 at a time
-
-#define ANCHORNET_V4 __attribute__((target("arch=x86-64-v4")))
 
 struct Statistics16 {
   __m512 mean, high, low;
@@ -115,8 +113,6 @@ ANCHORNET_V4 void convert_rows(const SourceRows& from, ScalarType type, const Ta
 
 // ---- 8 at a time
 
-#define ANCHORNET_V3 __attribute__((target("arch=x86-64-v3")))
-
 struct Statistics8 {
   __m256 mean, high, low;
 };
@@ -207,10 +203,10 @@ ANCHORNET_V3 void convert_rows(const SourceRows& from, ScalarType type, const Ta
   }
 }
 
-__attribute__((target("default")))
 #endif
-void convert_rows(const SourceRows& from, ScalarType type, const TargetRows& to, int64_t rows,
-                  int64_t count, const ByteStatistics& by) {
+
+ANCHORNET_ANY void convert_rows(const SourceRows& from, ScalarType type, const TargetRows& to,
+                                int64_t rows, int64_t count, const ByteStatistics& by) {
   for_float_type(type, [&](auto tag) {
     using Out = typename decltype(tag)::type;
     if constexpr (!std::is_same_v<Out, double>) {

@@ -48,14 +48,13 @@ inline float widen(Half x) { return static_cast<float>(x); }
 
 // Row r of `rows` is at x + r * x_stride and goes to y + r * y_stride.
 
-#ifdef ANCHORNET_X86
-#define ANCHORNET_V4 __attribute__((target("arch=x86-64-v4")))
-
-ANCHORNET_V4 [[gnu::always_inline]] inline __mmask16 first_lanes(int64_t count) {
+#ifdef ANCHORNET_VERSIONS
+ANCHORNET_V4 __attribute__((always_inline)) inline __mmask16 first_lanes(int64_t count) {
   return static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << count) - 1);
 }
 
-ANCHORNET_V4 [[gnu::always_inline]] inline __m512 load_halves(const Half* from, __mmask16 mask) {
+ANCHORNET_V4 __attribute__((always_inline)) inline __m512 load_halves(const Half* from,
+                                                                      __mmask16 mask) {
   return _mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(mask, from));
 }
 
@@ -72,9 +71,8 @@ ANCHORNET_V4 void widen_rows(const Half* x, int64_t x_stride, float* y, int64_t 
   }
 }
 
-__attribute__((target("arch=x86-64-v3"))) void widen_rows(const Half* x, int64_t x_stride, float* y,
-                                                          int64_t y_stride, int64_t rows,
-                                                          int64_t n) {
+ANCHORNET_V3 void widen_rows(const Half* x, int64_t x_stride, float* y, int64_t y_stride,
+                             int64_t rows, int64_t n) {
   for (int64_t r = 0; r < rows; ++r, x += x_stride, y += y_stride) {
     prefetch_ahead(x, n * static_cast<int64_t>(sizeof(Half)));
     int64_t i = 0;
@@ -86,10 +84,10 @@ __attribute__((target("arch=x86-64-v3"))) void widen_rows(const Half* x, int64_t
   }
 }
 
-__attribute__((target("default")))
 #endif
-void widen_rows(const Half* x, int64_t x_stride, float* y, int64_t y_stride, int64_t rows,
-                int64_t n) {
+
+ANCHORNET_ANY void widen_rows(const Half* x, int64_t x_stride, float* y, int64_t y_stride,
+                              int64_t rows, int64_t n) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = 0; i < n; ++i) y[r * y_stride + i] = widen(x[r * x_stride + i]);
   }
@@ -166,7 +164,7 @@ void add_planes_copied(const Half* x, int64_t channel_stride, const float* weigh
   }
 }
 
-#ifdef ANCHORNET_X86
+#ifdef ANCHORNET_VERSIONS
 // The same sums, of numbers that are converted in registers.
 ANCHORNET_V4 void add_planes_half(const Half* x, int64_t channel_stride, const float* weight,
                                   int64_t channels, float* out, int64_t n) {
@@ -187,10 +185,10 @@ ANCHORNET_V4 void add_planes_half(const Half* x, int64_t channel_stride, const f
   }
 }
 
-__attribute__((target("default")))
 #endif
-void add_planes_half(const Half* x, int64_t channel_stride, const float* weight, int64_t channels,
-                     float* out, int64_t n) {
+
+ANCHORNET_ANY void add_planes_half(const Half* x, int64_t channel_stride, const float* weight,
+                                   int64_t channels, float* out, int64_t n) {
   add_planes_copied(x, channel_stride, weight, channels, out, n);
 }
 
@@ -375,7 +373,7 @@ void add_dots_copied(const Half* x, int64_t step, const float* weight, int64_t c
   }
 }
 
-#ifdef ANCHORNET_X86
+#ifdef ANCHORNET_VERSIONS
 ANCHORNET_V4 void add_dots_half(const Half* x, int64_t step, const float* weight, int64_t channels,
                                 float* out, int64_t n) {
   for (int64_t p = 0; p < n; p += 4) {
@@ -402,10 +400,10 @@ ANCHORNET_V4 void add_dots_half(const Half* x, int64_t step, const float* weight
   }
 }
 
-__attribute__((target("default")))
 #endif
-void add_dots_half(const Half* x, int64_t step, const float* weight, int64_t channels, float* out,
-                   int64_t n) {
+
+ANCHORNET_ANY void add_dots_half(const Half* x, int64_t step, const float* weight, int64_t channels,
+                                 float* out, int64_t n) {
   add_dots_copied(x, step, weight, channels, out, n);
 }
 

@@ -4,14 +4,14 @@
 
 #include "common/parallel.h"
 
-#ifdef ANCHORNET_X86
+#ifdef ANCHORNET_VERSIONS
 #include <immintrin.h>
 #endif
 
 namespace anchornet {
 namespace {
 
-#define ANCHORNET_INLINE [[gnu::always_inline]] inline
+#define ANCHORNET_INLINE __attribute__((always_inline)) inline
 
 // ---- bfloat16: the upper half of a float32. Compilers vectorise this form.
 
@@ -43,11 +43,9 @@ ANCHORNET_CLONES void narrow_bfloats(const float* __restrict from, BFloat16* __r
 
 // ---- float16
 
-#ifdef ANCHORNET_X86
+#ifdef ANCHORNET_VERSIONS
 
 // The masked forms, also with a full mask: GCC 12 warns about its own header otherwise.
-
-#define ANCHORNET_V4 __attribute__((target("arch=x86-64-v4")))
 
 ANCHORNET_V4 ANCHORNET_INLINE __mmask16 first_lanes(int64_t count) {
   return static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << count) - 1);
@@ -81,8 +79,6 @@ ANCHORNET_V4 void narrow_halves(const float* from, Half* to, int64_t count) {
   }
 }
 
-#define ANCHORNET_V3 __attribute__((target("arch=x86-64-v3")))
-
 ANCHORNET_V3 ANCHORNET_INLINE __m256 load8(const Half* from) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
@@ -110,23 +106,17 @@ ANCHORNET_V3 void narrow_halves(const float* from, Half* to, int64_t count) {
   for (; i < count; ++i) to[i].x = _cvtss_sh(from[i], _MM_FROUND_TO_NEAREST_INT);
 }
 
-__attribute__((target("default")))
 #endif
-void widen_halves(const Half* from, float* to, int64_t count) {
+
+ANCHORNET_ANY void widen_halves(const Half* from, float* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
 }
 
-#ifdef ANCHORNET_X86
-__attribute__((target("default")))
-#endif
-void add_halves(const Half* from, float* sum, int64_t count) {
+ANCHORNET_ANY void add_halves(const Half* from, float* sum, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sum[i] += static_cast<float>(from[i]);
 }
 
-#ifdef ANCHORNET_X86
-__attribute__((target("default")))
-#endif
-void narrow_halves(const float* from, Half* to, int64_t count) {
+ANCHORNET_ANY void narrow_halves(const float* from, Half* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<Half>(from[i]);
 }
 

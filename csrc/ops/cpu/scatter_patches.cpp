@@ -82,9 +82,13 @@ template <typename T>
 }
 
 // Plain functions, because only such can have clones.
-using anchornet::add_row;  // of half precision
-ANCHORNET_CLONES void add_row(const float* run, float* sum, int64_t n) { add(run, sum, n); }
-ANCHORNET_CLONES void add_row(const double* run, double* sum, int64_t n) { add(run, sum, n); }
+ANCHORNET_CLONES void add_floats(const float* run, float* sum, int64_t n) { add(run, sum, n); }
+ANCHORNET_CLONES void add_doubles(const double* run, double* sum, int64_t n) { add(run, sum, n); }
+
+void add_run(const float* run, float* sum, int64_t n) { add_floats(run, sum, n); }
+void add_run(const double* run, double* sum, int64_t n) { add_doubles(run, sum, n); }
+void add_run(const Half* run, float* sum, int64_t n) { add_row(run, sum, n); }
+void add_run(const BFloat16* run, float* sum, int64_t n) { add_row(run, sum, n); }
 
 template <typename T>
 void sum_rows(const Scatter& s, const Bins& bins, const T* patches, T* images) {
@@ -104,7 +108,7 @@ void sum_rows(const Scatter& s, const Bins& bins, const T* patches, T* images) {
                     }
                     clear_run(reinterpret_cast<char*>(sum), bytes);
                     each_run(s, rows, bins, image, plane, y, [&](int64_t from, int64_t to) {
-                      add_row(patches + from, sum + to, rows.run);
+                      add_run(patches + from, sum + to, rows.run);
                     });
                     if constexpr (!kInPlace) narrow_row(sum, images + start, rows.length);
                   });
