@@ -2,10 +2,10 @@
 
     python benchmarks/speed_plot.py docs/pictures/speed.png benchmarks/results/end_to_end_*.json
 
-A panel for each batch and number of threads with all exits measured, a group of bars for each exit,
-a bar for each backbone: realised over theoretical speed-up against the fastest dense run. A bar's
-line goes from the upper to the lower quartile of the exit's time. The band is what the paper's own
-system showed.
+A panel for each batch and number of threads with all exits measured, compiled or not, a group of
+bars for each exit, a bar for each backbone: realised over theoretical speed-up against the fastest
+dense run. A bar's line goes from the upper to the lower quartile of the exit's time. The band is
+what the paper's own system showed.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ NAMES = dict(zip(BACKBONES, ("ResNet-50", "DenseNet-201", "MobileNetV3-Large"), 
 COLOURS = dict(zip(BACKBONES, ("#3465a4", "#e9a23b", "#5a9e6f"), strict=True))
 EXITS = (1, 2, 3, 4, 5)
 
-#: Threads and batch -> backbone -> exit -> its row.
-Panels = dict[tuple[int, int], dict[str, dict[int, Row]]]
+#: Compiled, threads and batch -> backbone -> exit -> its row.
+Panels = dict[tuple[bool, int, int], dict[str, dict[int, Row]]]
 
 
 def panels(files: list[Path]) -> Panels:
-    """Rows of float32 at 224 pixels, not compiled, of backbones that have a colour."""
+    """Rows of float32 at 224 pixels, of backbones that have a colour."""
     found: Panels = defaultdict(lambda: defaultdict(dict))
     for file in files:
         results = Results.load(file)
@@ -43,10 +43,11 @@ def panels(files: list[Path]) -> Panels:
             settings = row.settings
             if row.suite != NAME or not row.name.startswith("exit ") or "share" not in row.facts:
                 continue
-            if (settings["size"], settings["dtype"]) != (224, "float32") or "compiled" in settings:
+            if (settings["size"], settings["dtype"]) != (224, "float32"):
                 continue
             if settings["backbone"] in COLOURS:
-                where = (results.environment.threads, int(settings["batch"]))
+                compiled = "compiled" in settings
+                where = (compiled, results.environment.threads, int(settings["batch"]))
                 exit_step = int(row.name.removeprefix("exit "))
                 found[where][str(settings["backbone"])][exit_step] = row
     return {where: found[where] for where in sorted(found) if _is_complete(found[where])}
@@ -57,7 +58,9 @@ def _is_complete(backbones: dict[str, dict[int, Row]]) -> bool:
     return all(len(rows) == len(EXITS) for rows in backbones.values())
 
 
-def draw(axes: Axes, threads: int, batch: int, backbones: dict[str, dict[int, Row]]) -> None:
+def draw(
+    axes: Axes, compiled: bool, threads: int, batch: int, backbones: dict[str, dict[int, Row]]
+) -> None:
     """One panel."""
     axes.axhspan(*PAPER, color="#cc4444", alpha=0.25, lw=0, zorder=0)
     axes.axhline(100, color="#333333", lw=1, zorder=1)
@@ -76,7 +79,7 @@ def draw(axes: Axes, threads: int, batch: int, backbones: dict[str, dict[int, Ro
         axes.errorbar(at, shares, spread, fmt="none", ecolor="#222222", elinewidth=0.8, zorder=3)
     cores = f"{threads} core{'s' if threads > 1 else ''}"
     images = "a single image" if batch == 1 else f"batches of {batch}"
-    axes.set_title(f"{images}, {cores}", fontsize=9)
+    axes.set_title(f"{images}, {cores}{', compiled' if compiled else ''}", fontsize=9)
     axes.set_xticks(EXITS, [f"exit {t}" for t in EXITS])
     axes.set_ylim(0, 120)
     axes.tick_params(length=0, labelsize=8)
