@@ -131,6 +131,42 @@ def test_the_cost_of_the_masks_is_what_is_executed(family, size):
         assert counter.get_total_flops() // 2 == sar_cost(network, size).of_masks(masks).sum()
 
 
+def test_what_no_mask_selects_is_never_read():
+    """Weights that are not numbers would reach the logits, also through a product with zero."""
+    network = tiny_network("bottleneck", ModuleOptions(cells=4))
+    expected = SparseSAR(network).run(torch.ones(2, 3, 16, 16), RandomMasks(0, 1))[0]
+    for module in network.sar_modules:
+        for conv in (m for m in module.refine.modules() if isinstance(m, nn.Conv2d)):
+            nn.init.constant_(conv.weight, float("nan"))
+    sparse = SparseSAR(network)
+    logits, masks = sparse.run(torch.ones(2, 3, 16, 16), RandomMasks(0, 1))
+    assert torch.equal(logits, expected)
+    assert (
+        sar_cost(network, (16, 16)).of_masks(masks).tolist()
+        == [sar_cost(network, (16, 16)).fixed] * 2
+    )
+    assert sparse.run(torch.ones(2, 3, 16, 16), RandomMasks(0.5, 1))[0].isnan().all()
+
+
+@pytest.mark.parametrize("blocks", [(0,), (1,), (0, 1), ()])
+def test_blocks_may_be_refined_alone(blocks):
+    """A block whose predecessor refined nothing reads zeros, and one that refines all its own."""
+    network = tiny_network("basic", ModuleOptions(cells=3))
+    images = torch.randn(3, 3, 13, 11)
+
+    def choose(logits: Tensor) -> Tensor:
+        masks = torch.zeros_like(logits[:, :, 0], dtype=torch.bool)
+        for block in blocks:
+            masks[block] = True
+        return masks
+
+    with torch.no_grad():
+        expected = network.run(images, choose)[0]
+    torch.testing.assert_close(
+        SparseSAR(network).run(images, choose)[0], expected, rtol=1e-4, atol=1e-4
+    )
+
+
 def test_batch_one_costs_are_the_images_own():
     network = tiny_network("bottleneck", ModuleOptions(cells=4))
     images = torch.randn(4, 3, 16, 16)
