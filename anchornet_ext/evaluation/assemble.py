@@ -170,6 +170,7 @@ def _facts(table: ExitTable) -> dict[str, str]:
         "backbone": "network",
         "weights": "weights",
         "image_size": "side of the image, pixels",
+        "refinement": "refined",
         "glance_size": "side of the glance, pixels",
         "patch_size": "side of a patch, pixels",
         "criterion": "confidence from the sum of",
