@@ -1,5 +1,8 @@
 #include "ops/cpu/byte_tables.h"
 
+#include <algorithm>
+#include <cstring>
+
 #include "common/parallel.h"
 
 #ifdef ANCHORNET_X86
@@ -50,21 +53,29 @@ ANCHORNET_VBMI void look_up_bytes(const SourceRows& from, const TargetRows& to, 
   const Table256 low = load_table(table.low), high = load_table(table.high);
   // Unpacking goes by lanes of 16 bytes: with their eights in this order, results end up in theirs.
   const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
+  const auto convert = [&](const char* bytes_at, char* results_at) ANCHORNET_VBMI {
+    const __m512i bytes = _mm512_maskz_permutexvar_epi64(0xff, order, _mm512_loadu_si512(bytes_at));
+    const __mmask64 upper = _mm512_movepi8_mask(bytes);
+    const __m512i lows = look_up(low, bytes, upper), highs = look_up(high, bytes, upper);
+    _mm512_storeu_si512(results_at, _mm512_unpacklo_epi8(lows, highs));
+    _mm512_storeu_si512(results_at + 64, _mm512_unpackhi_epi8(lows, highs));
+  };
   for (int64_t r = 0; r < rows; ++r) {
     const char* row = from.data + r * from.step;
-    uint16_t* out = reinterpret_cast<uint16_t*>(to.data + r * to.step);
+    char* out = to.data + r * to.step;
     prefetch_row(from, r, rows, count);
-    for (int64_t i = 0; i < count; i += 64) {
-      const int64_t left = count - i;
-      const __mmask64 mask = left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
-      const __m512i loaded = _mm512_maskz_loadu_epi8(mask, row + i);
-      const __m512i bytes = _mm512_maskz_permutexvar_epi64(0xff, order, loaded);
-      const __mmask64 upper = _mm512_movepi8_mask(bytes);
-      const __m512i lows = look_up(low, bytes, upper), highs = look_up(high, bytes, upper);
-      _mm512_mask_storeu_epi16(out + i, static_cast<__mmask32>(mask),
-                               _mm512_unpacklo_epi8(lows, highs));
-      _mm512_mask_storeu_epi16(out + i + 32, static_cast<__mmask32>(mask >> 32),
-                               _mm512_unpackhi_epi8(lows, highs));
+    if (count < 64) {
+      char bytes[64] = {}, results[128];
+      std::memcpy(bytes, row, count);
+      convert(bytes, results);
+      std::memcpy(out, results, 2 * count);
+      continue;
+    }
+    // The last piece overlaps the one before: stores under a mask take many times as long.
+    for (int64_t i = 0;;) {
+      convert(row + i, out + 2 * i);
+      if (i + 64 >= count) break;
+      i = std::min(i + 64, count - 64);
     }
   }
 }
