@@ -16,6 +16,7 @@ from anchornet_ext.policy.exit_policy import ExitPolicy
 
 from .exit_rules import ExitRules, exit_rules
 from .exit_state import ExitState, to_device
+from .lookahead import Lookahead, checked_lookahead, patches_together
 from .passes import (
     Passes,
     available_patches,
@@ -52,7 +53,8 @@ class Classification:
             that left at the glance.
         activation_map: (A, h, w), AnchorNet's map of that class, in the order of `anchor_ran`.
         anchor_ran: (A,) int64, which images AnchorNet saw, ascending.
-        macs: (B,) int64, multiply-adds that each image cost.
+        macs: (B,) int64, multiply-adds that each image cost; with `lookahead` those of patches
+            beyond its exit are among them.
         full_macs: multiply-adds of an image of this size that goes to the last exit.
     """
 
@@ -77,6 +79,7 @@ def classify(
     exit_at: int | None = None,
     *,
     policy: ExitPolicy | None = None,
+    lookahead: Lookahead = 1,
 ) -> Classification:
     """Runs Algorithm 1 on a batch with real early exit.
 
@@ -103,23 +106,34 @@ def classify(
             thresholds; its temperatures and its answer rule hold. Not together with `thresholds`.
         policy: thresholds, temperatures and answer rule. None: the classifier's own policy, without
             which no image leaves early.
+        lookahead: how many patches of an image a pass sees: one number, or those of its passes in
+            their order, of which the last holds for all that follow. More than one at a time is
+            faster where the batch is small and loses what lies beyond an image's exit; see
+            `lookahead.best_lookahead`. "free": as many as no image can leave between, with
+            `exit_at` say, so that nothing is lost. The answers are the same, up to what rounding
+            depends on the batch.
 
     Raises:
         ValueError: images of a wrong shape, thresholds that are NaN or not T - 1, a policy for
             another number of exits, `exit_at` out of 1..T, thresholds together with `exit_at` or
-            with a policy, or networks that differ in their classes.
+            with a policy, a lookahead below 1, or networks that differ in their classes.
         TypeError: images are neither floating point nor uint8.
     """
     check_images(classifier, images, uint8=True)
     passes = plain_passes(classifier, (images.shape[2], images.shape[3]))
     num_patches = available_patches(classifier, passes.image_size)
     rules = exit_rules(classifier, num_patches, thresholds, exit_at, policy)
+    sizes = checked_lookahead(lookahead)
     with torch.no_grad(), evaluating(classifier.network_modules()):
-        return _classify(classifier, images, passes, rules)
+        return _classify(classifier, images, passes, rules, sizes)
 
 
 def _classify(
-    classifier: TwoStageClassifier, images: Tensor, passes: Passes, rules: ExitRules
+    classifier: TwoStageClassifier,
+    images: Tensor,
+    passes: Passes,
+    rules: ExitRules,
+    sizes: Sequence[int] = (1,),
 ) -> Classification:
     batch = len(images)
     device = images.device
@@ -136,10 +150,11 @@ def _classify(
     anchor_ran = planned.new_empty(0)  # (A,)
 
     active = torch.arange(batch, device=device)
-    for step in range(1, rules.last + 1):
-        if len(active) == 0:
-            break
+    cost = list(macs)  # of an image by its exit
+    step, turn = 1, 0
+    while step <= rules.last and len(active) > 0:
         if step == 1:
+            size = 1
             logits = passes.glance(classifier.glance_input(images))
         else:
             if step == 2:
@@ -147,19 +162,23 @@ def _classify(
                 anchor_ran, activation_map = active, places.activation_map
                 anchor_label[active] = places.class_index
                 planned[active, : places.top_left.shape[1]] = places.top_left
+            size = patches_together(rules, step, len(active), sizes, turn)
+            turn += 1
+            seen = planned[active, step - 2 : step - 2 + size]  # (A, size, 2)
             patches = gather_patches(
                 images,
-                planned[active, step - 2],
+                seen.transpose(0, 1).reshape(-1, 2),
                 classifier.patch_size,
-                image_index=active,
+                image_index=active.repeat(size),
                 memory_format=torch.channels_last,
                 **normalisation,
-            )  # (A, 3, K, K)
+            )  # (size A, 3, K, K), step by step
             logits = passes.focus(patches)
         check_logits(classifier, logits, "glance" if step == 1 else "focus")
-        decided = state.add(active, logits, step)
-        if step < rules.last:
-            active = decided.active[: read_count(decided.num_active)]
+        for exit_step in range(step, step + size):
+            cost[exit_step - 1] = macs[step + size - 2]
+        active = _decide(state, rules, active, logits.reshape(size, len(active), -1), step)
+        step += size
 
     answers = state.answers()
     used = torch.arange(1, rules.num_exits, device=device) < answers.exit_step[:, None]  # (B, T-1)
@@ -169,9 +188,27 @@ def _classify(
         anchor_label=anchor_label,
         activation_map=activation_map,
         anchor_ran=anchor_ran,
-        macs=to_device(torch.tensor(macs), device)[answers.exit_step - 1],
+        macs=to_device(torch.tensor(cost), device)[answers.exit_step - 1],
         full_macs=macs[available_patches(classifier, passes.image_size)],  # exit 1 + num_patches
     )
+
+
+def _decide(
+    state: ExitState, rules: ExitRules, active: Tensor, logits: Tensor, step: int
+) -> Tensor:
+    """Lets images leave after the inputs from `step` on, (size, A, n), and returns who stays."""
+    group = active
+    for current, said in enumerate(logits, start=step):
+        if len(active) < len(group):
+            row = torch.empty(len(state), dtype=torch.int64, device=active.device)
+            row[group] = torch.arange(len(group), device=active.device)
+            said = said[row[active]]
+        decided = state.add(active, said, current)
+        if rules.can_leave(current) and current < rules.last:
+            active = decided.active[: read_count(decided.num_active)]
+            if len(active) == 0:
+                break
+    return active
 
 
 def read_count(count: Tensor) -> int:

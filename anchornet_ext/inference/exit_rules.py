@@ -37,6 +37,10 @@ class ExitRules:
         """T of the model, which `last` may be below."""
         return self.policy.num_exits
 
+    def can_leave(self, step: int) -> bool:
+        """Whether an image can leave after input `step`, from 1: no confidence is above 1."""
+        return step >= self.last or self.thresholds[step - 1] < 1
+
     def answer_step(self, confidences: Sequence[float]) -> int:
         """After which of its inputs, from 1, an image answers that leaves with these confidences.
 

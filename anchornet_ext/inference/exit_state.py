@@ -62,6 +62,9 @@ class RunningSums:
         self._surest = _Surest(self._sums) if rules.policy.answer == "surest" else None
         self._on_device: dict[str, Tensor] = {}
 
+    def __len__(self) -> int:
+        return len(self._sums)
+
     def clear(self, rows: Tensor) -> None:
         """Forgets the images of `rows` (A,), so that others can take their places."""
         self._sums.index_fill_(0, rows, 0)

@@ -19,6 +19,7 @@ from anchornet_ext.models.tuning import tune
 from anchornet_ext.ops import resize_images
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
+from .lookahead import Lookahead
 from .module_tree import ModuleTree
 
 if TYPE_CHECKING:
@@ -307,11 +308,12 @@ class TwoStageClassifier(nn.Module):
         exit_at: int | None = None,
         *,
         policy: ExitPolicy | None = None,
+        lookahead: Lookahead = 1,
     ) -> Classification:
         """Algorithm 1 for a batch, every image costing only what it needs. See `early_exit`."""
         from .early_exit import classify
 
-        return classify(self, images, thresholds, exit_at, policy=policy)
+        return classify(self, images, thresholds, exit_at, policy=policy, lookahead=lookahead)
 
     def stream(self, source: Iterable[Any], **options: Any) -> Generator[StreamResult, None, None]:
         """Algorithm 1 for images as they come, every pass on a whole batch. See `stream.stream`."""

@@ -103,17 +103,20 @@ def test_batched_equals_one_by_one(data: st.DataObject) -> None:
     )
     answer = data.draw(st.sampled_from(["last", "surest"]), "answer")
     policy = ExitPolicy(thresholds, temperatures, answer)
+    lookahead = data.draw(
+        st.just("free") | st.integers(1, 5) | st.lists(st.integers(1, 5), min_size=1), "lookahead"
+    )
     expected = reference(model, images, thresholds, temperatures=temperatures, answer=answer)
     for one in expected:
         for confidence, threshold in zip(one.confidence, thresholds, strict=False):
             assume(abs(confidence - threshold) > 1e-9)
         highest, *lower = sorted(one.confidence, reverse=True)
         assume(answer == "last" or not lower or highest - lower[0] > 1e-9)
-    got = model.classify(images, policy=policy)
+    got = model.classify(images, policy=policy, lookahead=lookahead)
     assert_equal_to_reference(model, got, expected)
 
     order = torch.tensor(data.draw(st.permutations(range(len(images))), "order"), dtype=torch.long)
-    permuted = model.classify(images[order], policy=policy)
+    permuted = model.classify(images[order], policy=policy, lookahead=lookahead)
     assert torch.equal(permuted.answer_step, got.answer_step[order])
     assert torch.equal(permuted.exit_step, got.exit_step[order])
     assert torch.equal(permuted.label, got.label[order])
@@ -256,24 +259,30 @@ def test_the_models_own_thresholds_are_used() -> None:
 
 
 class Scripted(nn.Module):
-    """Gives one row of logits a call, the same for every image; the last one again at the end."""
+    """Gives one row of logits a step, the same for every image; the last one again at the end."""
 
-    def __init__(self, rows: list[list[float]]) -> None:
+    def __init__(self, rows: list[list[float]], batch: int) -> None:
         super().__init__()
         self.rows = torch.tensor(rows)
-        self.calls = 0
+        self.batch = batch  # images of a step; a pass may see several steps
+        self.steps = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        row = self.rows[min(self.calls, len(self.rows) - 1)]
-        self.calls += 1
-        return row.expand(len(images), -1)
+        steps = torch.arange(self.steps, self.steps + len(images) // self.batch)
+        self.steps += len(steps)
+        rows = self.rows[steps.clamp(max=len(self.rows) - 1)]
+        return rows.repeat_interleave(self.batch, dim=0)
 
 
-def scripted(*rows: list[float], **options: Any) -> TwoStageClassifier:
+def scripted(*rows: list[float], batch: int = 1, **options: Any) -> TwoStageClassifier:
     """A model with these logits for the glance and for each patch, two classes."""
     glance, *patches = rows
     model = TwoStageClassifier(
-        AnchorNet(2), Scripted([glance]), Scripted(patches), num_patches=len(patches), **options
+        AnchorNet(2),
+        Scripted([glance], batch),
+        Scripted(patches, batch),
+        num_patches=len(patches),
+        **options,
     ).eval()
     model._network_macs = lambda name, size: 1  # type: ignore[method-assign]
     return model
@@ -286,14 +295,14 @@ def test_the_surest_answer_is_that_of_the_surest_input() -> None:
     images = torch.zeros(2, 3, 128, 128)
     expected = {1: (0, 1, 2.0), 2: (0, 1, 2.0), 3: (1, 3, 2.0), 4: (1, 4, 3.0), 5: (1, 4, 3.0)}
     for exit_at, (label, answer_step, margin) in expected.items():
-        model = scripted(*steps, policy=ExitPolicy((0.5,) * 4, answer="surest"))
+        model = scripted(*steps, batch=2, policy=ExitPolicy((0.5,) * 4, answer="surest"))
         got = model.classify(images, exit_at=exit_at)
         assert got.label.tolist() == [label] * 2
         assert got.answer_step.tolist() == [answer_step] * 2
         assert got.exit_step.tolist() == [exit_at] * 2
         sure = 1 / (1 + math.exp(-margin))
         assert got.probabilities[0, label].item() == pytest.approx(sure)
-        last = scripted(*steps).classify(images, exit_at=exit_at)
+        last = scripted(*steps, batch=2).classify(images, exit_at=exit_at)
         assert last.answer_step.tolist() == [exit_at] * 2
         assert torch.equal(last.confidence.nan_to_num(), got.confidence.nan_to_num())
         assert torch.equal(last.step_label, got.step_label)
