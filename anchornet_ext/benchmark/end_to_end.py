@@ -2,9 +2,11 @@
 
 Whole images, normalised and on the device, to answers on the device. "dense" is the backbone on the
 whole image; it and both networks of the classifier are tuned in the same way (`models.tuning`), and
-all take turns in one run. "exit t" lets every image leave there. A mix lets so many images leave at
-each exit as thresholds did on the published table of DenseNet-201 on ImageNet; "step" is
-`classify`, in which the batch shrinks, "stream" is `classifier.stream`, whose batches stay full.
+all take turns in one run. "exit t" lets every image leave there, one patch after the other; in
+"exit t, known" that is known in advance, so that a small batch sees its patches in one pass. A mix
+lets so many images leave at each exit as thresholds did on the published table of DenseNet-201 on
+ImageNet; "step" is `classify`, in which the batch shrinks, "stream" is `classifier.stream`, whose
+batches stay full.
 
 A large batch is not always the fastest for the dense network, whose feature maps are large: it also
 runs in batches of 32, of 8 and one by one, and the speed-up is that over the fastest. Sizes other
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 
 from anchornet_ext._arguments import positive
 from anchornet_ext.inference import TwoStageClassifier
+from anchornet_ext.inference.lookahead import FULL_PASS
 from anchornet_ext.inference.passes import check_image_size
 from anchornet_ext.models import build_backbone, count_macs
 from anchornet_ext.models.tuning import tune
@@ -135,6 +138,7 @@ class Networks:
         per_exit = self.classifier.macs_per_exit((size, size))
         self.macs: dict[str, float] = dict.fromkeys((DENSE, *DENSE_IN_PARTS), self.dense_macs)
         self.macs |= {f"exit {t}": float(macs) for t, macs in enumerate(per_exit, start=1)}
+        self.macs |= {f"exit {t}, known": float(macs) for t, macs in enumerate(per_exit, start=1)}
 
     def images(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """(batch, 3, size, size) of noise, in channels_last as all networks want it."""
@@ -172,6 +176,10 @@ def _contenders(
     usual = (1, 2, 3, 4, 5) if batch <= 64 else (1, 3, 5)
     for exit_step in getattr(options.arguments, "exits", None) or usual:
         calls[f"exit {exit_step}"] = partial(classifier.classify, images, exit_at=exit_step)
+        if exit_step > 2 and 2 * batch <= FULL_PASS:
+            calls[f"exit {exit_step}, known"] = partial(
+                classifier.classify, images, exit_at=exit_step, lookahead="free"
+            )
     mixes = _mixes(options) if batch >= _LEAST_OF_A_MIX else ()
     if mixes:
         found = [classifier.classify(part, exit_at=5) for part in in_batches(images, _PART)]
