@@ -144,6 +144,21 @@ def convolve_cells(device: torch.device) -> None:
     )
 
 
+def convolve_maps(device: torch.device) -> None:
+    """A 3x3 convolution of small maps with padding, a sum and a ReLU; it runs on the CPU only."""
+    maps, weight = _normal(7, 20, 3, 4, device=device), _normal(70, 20, 3, 3, device=device)
+    bias, add = _normal(70, device=device), _normal(7, 70, 3, 4, device=device)
+    maps, weight, bias, add = (tensor.cpu() for tensor in (maps, weight, bias, add))
+    torch.testing.assert_close(
+        ops.convolve_maps(
+            maps, ops.pack_maps(weight), bias, padding=(1, 1), add=add, activation="relu"
+        ),
+        reference.convolve_maps(maps, weight, bias, (1, 1), (1, 1), (1, 1), add, activation=1),
+        rtol=3e-4,
+        atol=1e-4,
+    )
+
+
 def fuse_cells(device: torch.device) -> None:
     """A map of two rows of cells, one cell missing, the last row reaching beyond the map."""
     base, cells = _normal(1, 6, 4, 3, device=device), _normal(3, 4, 3, 6, device=device)
@@ -170,6 +185,7 @@ CHECKS: dict[str, Callable[[torch.device], None]] = {
         exit_step,
         mbconv_chain,
         convolve_cells,
+        convolve_maps,
         fuse_cells,
     )
 }

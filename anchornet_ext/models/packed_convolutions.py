@@ -5,6 +5,9 @@ registers. `torch.nn.functional.conv2d` is given them in rows, so it brings them
 every call: for one image of 95x95, whose last feature maps have 3x3 pixels, that is most of the
 time. On one thread PyTorch then even leaves oneDNN for a slower convolution of its own. Here the
 weights are brought into order once.
+
+On maps of few pixels oneDNN stays far below the processor's rate even so; these are this package's
+own convolutions (`ops.convolve_maps`), with weights in another order.
 """
 
 from __future__ import annotations
@@ -17,8 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from anchornet_ext import _extension
+from anchornet_ext.ops import MapWeights, convolve_maps, pack_maps
+
 #: For how many kinds of work a convolution remembers the order of its weights.
 _MAX_KNOWN = 64
+#: Below, oneDNN is faster on maps of any size.
+_FEWEST_CHANNELS, _LEAST_DEPTH = 16, 256
 
 
 def pack_convolutions(network: nn.Module) -> int:
@@ -38,8 +46,8 @@ def pack_convolutions(network: nn.Module) -> int:
 class PackedConv2d(nn.Conv2d):
     """`nn.Conv2d` for inference on a CPU, with the same results up to rounding.
 
-    `weight` stays what it is and may be replaced or moved; its copy in oneDNN's order is made at
-    the first call for a kind of work, and again when it has changed. Where gradients are wanted,
+    `weight` stays what it is and may be replaced or moved; its copy in the kernels' order is made
+    at the first call for a kind of work, and again when it has changed. Where gradients are wanted,
     forward-mode ones among them, under autocast, while PyTorch compiles or exports, on another
     device, and in a dtype that the processor's oneDNN has no kernels for, it is `nn.Conv2d`.
     """
@@ -47,9 +55,21 @@ class PackedConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self._runs_packed(input):
             return super().forward(input)
+        known = self._known_orders()
+        if self._is_small(input):
+            if known.of_maps is None:
+                known.of_maps = pack_maps(self.weight.detach())
+            return convolve_maps(
+                input,
+                known.of_maps,
+                self.bias,
+                stride=self.stride,
+                padding=self.padding,  # type: ignore[arg-type]  # no string can be packed
+                dilation=self.dilation,
+            )
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
             input,
-            self._packed(input),
+            self._packed(known, input),
             self.bias,
             self.padding,
             self.stride,
@@ -85,23 +105,52 @@ class PackedConv2d(nn.Conv2d):
             and torch._C._functorch.peek_interpreter_stack() is None
         )
 
-    def _packed(self, input: Tensor) -> Tensor:
-        """The weights in the order for this size of map, batch (roughly) and number of threads.
+    def _is_small(self, input: Tensor) -> bool:
+        """Whether `convolve_maps` is the faster: as measured for float32 on AVX-512."""
+        if input.dtype != torch.float32 or self.groups != 1 or self.in_channels < _FEWEST_CHANNELS:
+            return False
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        # With fewer the sums are started and stored more often than they are added to.
+        if taps * self.in_channels < _LEAST_DEPTH or not _has_fast_maps():
+            return False
+        rows, columns = self._output_size(input)
+        pixels = rows * columns
+        if rows < 1 or columns < 1:
+            return False  # the usual error
+        # Larger maps with a few images only.
+        return pixels <= (64 if taps == 1 else 36) or (
+            pixels <= (200 if taps == 1 else 144) and pixels * input.shape[0] <= 800
+        )
 
-        A kernel that is given another order than its own reorders them at every call.
-        """
+    def _output_size(self, input: Tensor) -> tuple[int, int]:
+        height, width = (
+            (input.shape[2 + d] + 2 * int(self.padding[d]) - self.dilation[d] * (kernel - 1) - 1)
+            // self.stride[d]
+            + 1
+            for d, kernel in enumerate(self.kernel_size)
+        )
+        return height, width
+
+    def _known_orders(self) -> _Known:
         weight = self.weight
         # Loading a state dict writes into the tensor, which counts that outside of inference mode.
         version = -1 if weight.is_inference() else weight._version
         known: _Known | None = self.__dict__.get("_known")
         if known is None or known.weight is not weight or known.version != version:
             known = self.__dict__["_known"] = _Known(weight, version)
+        return known
+
+    def _packed(self, known: _Known, input: Tensor) -> Tensor:
+        """The weights in the order for this size of map, batch (roughly) and number of threads.
+
+        A kernel that is given another order than its own reorders them at every call.
+        """
         batch, _, height, width = input.shape
         work = (height, width, batch.bit_length(), torch.get_num_threads())
         packed = known.packed.get(work)
         if packed is None:
             packed = torch.ops.mkldnn._reorder_convolution_weight(
-                weight.detach(),
+                self.weight.detach(),
                 self.padding,
                 self.stride,
                 self.dilation,
@@ -127,13 +176,15 @@ class _Known:
 
     Attributes:
         weight, version: what they are orders of.
-        packed: by the kind of work.
+        packed: oneDNN's, by the kind of work.
+        of_maps: that of `convolve_maps`, for all kinds; None before it was wanted.
     """
 
     def __init__(self, weight: Tensor, version: int) -> None:
         self.weight = weight
         self.version = version
         self.packed: dict[tuple[int, ...], Tensor] = {}
+        self.of_maps: MapWeights | None = None
 
     def add(self, work: tuple[int, ...], packed: Tensor) -> None:
         # Most kinds of work share an order, and the weights are most of what a network weighs.
@@ -168,6 +219,13 @@ def _can_be_packed(module: nn.Module) -> bool:
 
 def _wants_gradient(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+@functools.cache
+def _has_fast_maps() -> bool:
+    """Whether `convolve_maps` was built and has the vectors that it was measured with."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return _extension.available() and capability.startswith("AVX512")
 
 
 @functools.cache

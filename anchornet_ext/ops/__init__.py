@@ -4,6 +4,7 @@ from .cells import CellWeights, convolve_cells, fuse_cells, pack_cells
 from .class_activation_map import class_activation_map
 from .exit_step import ExitStep, exit_step
 from .gather_patches import gather_patches
+from .maps import MapWeights, convolve_maps, pack_maps
 from .mbconv_chain import MBConvBlock, mbconv_chain
 from .resize_images import resize_images
 from .scatter_patches import scatter_patches, scatter_patches_onto
@@ -13,14 +14,17 @@ __all__ = [
     "CellWeights",
     "ExitStep",
     "MBConvBlock",
+    "MapWeights",
     "PatchSelection",
     "class_activation_map",
     "convolve_cells",
+    "convolve_maps",
     "exit_step",
     "fuse_cells",
     "gather_patches",
     "mbconv_chain",
     "pack_cells",
+    "pack_maps",
     "resize_images",
     "scatter_patches",
     "scatter_patches_onto",

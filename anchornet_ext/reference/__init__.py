@@ -3,6 +3,7 @@
 from .cells import convolve_cells, fuse_cells
 from .class_activation_map import class_activation_map
 from .exit_step import exit_step
+from .maps import convolve_maps
 from .mbconv_chain import mbconv_chain
 from .patches import gather_patches, scatter_patches, scatter_patches_onto
 from .resize_images import resize_images
@@ -11,6 +12,7 @@ from .select_patches import select_patches
 __all__ = [
     "class_activation_map",
     "convolve_cells",
+    "convolve_maps",
     "exit_step",
     "fuse_cells",
     "gather_patches",

@@ -51,4 +51,9 @@ STABLE_TORCH_LIBRARY(anchornet_ext, m) {
   m.def(
       "fuse_cells(Tensor base, Tensor cells, Tensor slots, Tensor a, SymInt height, SymInt width) "
       "-> Tensor");
+
+  // (B, channels, H', W') in channels_last: activation(convolution of the maps + bias + add)
+  m.def(
+      "convolve_maps(Tensor maps, Tensor weight, Tensor? bias, SymInt channels, int[] kernel, "
+      "int[] stride, int[] padding, int[] dilation, Tensor? add, int activation) -> Tensor");
 }

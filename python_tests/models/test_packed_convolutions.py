@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from anchornet_ext.models import build_backbone
+from anchornet_ext.models import build_backbone, packed_convolutions
 from anchornet_ext.models.packed_convolutions import (
     PackedConv2d,
     _has_kernels,
@@ -42,7 +42,8 @@ def pair(*arguments: int, **options: object) -> tuple[nn.Conv2d, PackedConv2d]:
 
 
 def ran_packed(module: PackedConv2d) -> bool:
-    return bool("_known" in module.__dict__ and module._known.packed)
+    known = module.__dict__.get("_known")
+    return known is not None and bool(known.packed or known.of_maps)
 
 
 def assert_same(packed: nn.Module, plain: nn.Module, x: Tensor, bound: float = 1e-5) -> None:
@@ -174,7 +175,79 @@ def test_what_is_left_alone() -> None:
     assert pack_convolutions(network) == 0
 
 
-def test_each_order_is_kept_once() -> None:
+@pytest.fixture
+def on_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's own convolutions wherever they would be there, and nowhere else."""
+    monkeypatch.setattr(packed_convolutions, "_has_fast_maps", lambda: True)
+
+
+def of_maps(module: PackedConv2d) -> bool:
+    return module._known.of_maps is not None
+
+
+@pytest.mark.usefixtures("on_avx512")
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_small_maps_give_the_same_results(data: st.DataObject) -> None:
+    kernel = data.draw(st.sampled_from([1, 3, (1, 3), 4]))
+    plain, packed = pair(
+        data.draw(st.sampled_from([256, 300])),
+        data.draw(st.integers(1, 80)),
+        kernel,
+        stride=data.draw(st.integers(1, 3)),
+        padding=data.draw(st.sampled_from([0, 2, (1, 0)])),
+        dilation=data.draw(st.integers(1, 2)),
+        bias=data.draw(st.booleans()),
+    )
+    batch, height, width = (data.draw(st.integers(1, n)) for n in (9, 3, 3))
+    x = images(batch, plain.in_channels, height + 6, width + 6, last=data.draw(st.booleans()))
+    assert_same(packed, plain, x)
+
+
+@pytest.mark.usefixtures("on_avx512")
+@pytest.mark.parametrize(
+    ("channels", "size", "batch", "own"),
+    [(256, 6, 32, True), (256, 24, 1, False), (8, 6, 32, False), (256, 12, 5, True),
+     (256, 12, 6, False)],
+)  # fmt: skip
+def test_maps_are_small_or_not(channels: int, size: int, batch: int, own: bool) -> None:
+    plain, packed = pair(channels, 24, 3, padding=1)
+    assert_same(packed, plain, images(batch, channels, size, size))
+    assert of_maps(packed) == own
+    assert bool(packed._known.packed) != own
+
+
+@pytest.mark.usefixtures("on_avx512")
+def test_what_small_maps_leave_to_others() -> None:
+    for options in ({"groups": 2}, {"dtype": torch.bfloat16}):
+        plain, packed = pair(256, 24, 3, padding=1, **options)
+        x = images(2, 256, 6, 6, dtype=plain.weight.dtype)
+        assert_same(packed, plain, x, bound=2e-2)
+        assert "_known" not in packed.__dict__ or not of_maps(packed)
+    _, packed = pair(256, 24, 3)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"[Kk]ernel size can't be greater"):
+        packed(images(1, 256, 2, 2))
+
+
+@pytest.mark.usefixtures("on_avx512")
+def test_weights_of_small_maps_that_change() -> None:
+    plain, packed = pair(256, 24, 3, padding=1)
+    x = images(2, 256, 6, 6)
+    assert_same(packed, plain, x)
+    for module in (plain, packed):
+        module.load_state_dict({"weight": torch.full_like(module.weight, 0.25)}, strict=False)
+    assert_same(packed, plain, x)
+    for module in (plain, packed):
+        module.weight = nn.Parameter(module.weight.detach() * 2)
+    assert_same(packed, plain, x)
+    assert of_maps(packed)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(packed)))
+    assert "_known" not in copied.__dict__
+    assert_same(copied, plain, x)
+
+
+def test_each_order_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_convolutions, "_has_fast_maps", lambda: False)
     network = build_backbone("resnet18", 10).eval()
     count = pack_convolutions(network)
     assert count == 20

@@ -1,0 +1,124 @@
+"""convolve_maps against torch's convolution, for whatever a convolution can be told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from anchornet_ext import ops, reference
+
+CONVOLVE = torch.ops.anchornet_ext.convolve_maps.default
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def in_channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 1000),
+    batch=st.integers(0, 9),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    size=st.tuples(st.integers(0, 7), st.integers(0, 7)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    # Parts of a tap, several taps in a chunk, and panels of every width.
+    inputs=st.sampled_from([1, 5, 16, 48, 600, 1030]),
+    outputs=st.sampled_from([1, 16, 23, 40, 48, 64, 65, 100, 130]),
+    bias=st.booleans(),
+    add=st.booleans(),
+    activation=st.sampled_from(["none", "relu"]),
+)
+def test_equals_the_specification(
+    seed, batch, kernel, size, stride, padding, dilation, inputs, outputs, bias, add, activation
+):
+    reach = [dilation[d] * (kernel[d] - 1) + 1 for d in range(2)]
+    height, width = (max(1, size[d] + reach[d] - 2 * padding[d]) for d in range(2))
+    maps = in_channels_last(draw(batch, inputs, height, width, seed=seed))
+    weight = draw(outputs, inputs, *kernel, seed=seed + 1) / (inputs * kernel[0] * kernel[1]) ** 0.5
+    biases = draw(outputs, seed=seed + 2) if bias else None
+    expected = reference.convolve_maps(
+        maps.double(),
+        weight.double(),
+        None if biases is None else biases.double(),
+        stride,
+        padding,
+        dilation,
+    )
+    added = draw(*expected.shape, seed=seed + 3) if add else None
+    if added is not None:
+        expected = expected + added
+    if activation == "relu":
+        expected = expected.relu()
+    got = ops.convolve_maps(
+        maps,
+        ops.pack_maps(weight),
+        biases,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        add=added,
+        activation=activation,
+    )
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got.double(), expected, rtol=3e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_an_image_does_not_depend_on_the_others(threads: int, kernel: int) -> None:
+    maps, weight = draw(40, 70, 3, 5), ops.pack_maps(draw(200, 70, kernel, kernel))
+    padding = (kernel // 2,) * 2
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        together = ops.convolve_maps(maps, weight, padding=padding)
+        alone = [ops.convolve_maps(one[None], weight, padding=padding) for one in maps]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(torch.cat(alone), together)
+
+
+def test_nan_and_infinity_come_through() -> None:
+    maps = torch.tensor([float("nan"), float("inf"), -float("inf")]).reshape(3, 1, 1, 1)
+    got = ops.convolve_maps(maps, ops.pack_maps(torch.ones(17, 1, 1, 1)), activation="relu")
+    assert got[0].isnan().all()
+    assert (got[1] == float("inf")).all()
+    assert (got[2] == 0).all()
+
+
+def test_compiled_it_has_the_same_shape() -> None:
+    maps, weight = in_channels_last(draw(2, 5, 6, 7)), draw(20, 5, 3, 3)
+    packed = ops.pack_maps(weight)
+    arguments = (maps, packed.weight, None, 20, [3, 3], [2, 1], [1, 0], [1, 2], None, 1)
+    torch.library.opcheck(CONVOLVE, arguments)
+
+
+def test_arguments_that_do_not_fit() -> None:
+    maps, weights = draw(2, 5, 6, 7), ops.pack_maps(draw(20, 5, 3, 3))
+    with pytest.raises(TypeError, match=r"maps must be float32, got torch\.float64"):
+        ops.convolve_maps(maps.double(), weights)
+    with pytest.raises(ValueError, match="activation must be one of none, relu, got 'gelu'"):
+        ops.convolve_maps(maps, weights, activation="gelu")
+    with pytest.raises(ValueError, match=r"maps must be \(B, C, H, W\), got \(5, 6, 7\)"):
+        ops.convolve_maps(maps[0], weights)
+    with pytest.raises(ValueError, match="weight must be packed as"):
+        ops.convolve_maps(maps[:, :4], weights)
+    with pytest.raises(ValueError, match=r"bias must be \(20\)"):
+        ops.convolve_maps(maps, weights, draw(21))
+    with pytest.raises(ValueError, match="does not fit maps of 2x7"):
+        ops.convolve_maps(maps[:, :, :2], weights)
+    with pytest.raises(ValueError, match="stride must be two numbers of at least 1"):
+        ops.convolve_maps(maps, weights, stride=(0, 1))
+    with pytest.raises(ValueError, match=r"add must be \(2, 20, 4, 5\)"):
+        ops.convolve_maps(maps, weights, add=draw(2, 20, 5, 4))
+    with pytest.raises(ValueError, match=r"weight must be \(O, C, k, l\), got \(20, 5\)"):
+        ops.pack_maps(draw(20, 5))
