@@ -29,12 +29,15 @@ def checked_lookahead(lookahead: Lookahead) -> tuple[int, ...]:
     """
     if lookahead == "free":
         return ()
-    sizes = tuple(lookahead) if isinstance(lookahead, Sequence) else (lookahead,)
-    if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
+    sizes: tuple[object, ...] = (
+        tuple(lookahead) if isinstance(lookahead, Sequence) else (lookahead,)
+    )
+    whole = tuple(size for size in sizes if isinstance(size, int) and size >= 1)
+    if not sizes or len(whole) < len(sizes):
         raise ValueError(
             f'lookahead must be patches in a pass, at least 1, or "free", got {lookahead!r}'
         )
-    return tuple(int(size) for size in sizes)
+    return tuple(int(size) for size in whole)  # True is 1
 
 
 def patches_together(
