@@ -117,7 +117,7 @@ def classify(
         ValueError: images of a wrong shape, thresholds that are NaN or not T - 1, a policy for
             another number of exits, `exit_at` out of 1..T, thresholds together with `exit_at` or
             with a policy, a lookahead below 1, or networks that differ in their classes.
-        TypeError: images are neither floating point nor uint8.
+        TypeError: images are neither uint8 nor, outside of autocast, in AnchorNet's dtype.
     """
     check_images(classifier, images, uint8=True)
     passes = plain_passes(classifier, (images.shape[2], images.shape[3]))
@@ -231,15 +231,22 @@ def _whole_images(images: Tensor, active: Tensor, normalisation: dict[str, Any])
 
 
 def check_images(classifier: TwoStageClassifier, images: Tensor, *, uint8: bool = False) -> None:
-    """Raises unless `images` are (B, 3, H, W), floating point and at least a patch large.
+    """Raises unless `images` are (B, 3, H, W), in AnchorNet's dtype and at least a patch large.
 
-    With `uint8` they may be bytes as well.
+    With `uint8` they may be bytes as well; under autocast in any floating point dtype.
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
     if not images.is_floating_point() and not (uint8 and images.dtype == torch.uint8):
         raise TypeError(
             f"images must be floating point and normalised (see Preprocessing)"
+            f"{', or uint8' if uint8 else ''}, got {images.dtype}"
+        )
+    dtype = next(classifier.anchor.parameters()).dtype
+    differs = images.is_floating_point() and images.dtype != dtype
+    if differs and not torch.is_autocast_enabled(images.device.type):
+        raise TypeError(
+            f"images must be {dtype}, as AnchorNet's weights are"
             f"{', or uint8' if uint8 else ''}, got {images.dtype}"
         )
     check_image_size(classifier, (images.shape[2], images.shape[3]))

@@ -476,6 +476,7 @@ def test_wrong_exits_are_refused(thresholds: Any, exit_at: int | None, message: 
         (torch.zeros(1, 1, 100, 100), ValueError, r"\(1, 1, 100, 100\)"),
         (torch.zeros(1, 3, 94, 100), ValueError, "94x100"),
         (torch.zeros(1, 3, 100, 100, dtype=torch.int32), TypeError, "or uint8, got torch.int32"),
+        (torch.zeros(1, 3, 100, 100).half(), TypeError, "AnchorNet's.*, got torch.float16"),
     ],
 )
 def test_wrong_images_are_refused(images: Tensor, error: Any, message: str) -> None:
