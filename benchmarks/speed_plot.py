@@ -82,7 +82,7 @@ def draw(
     images = "a single image" if batch == 1 else f"batches of {batch}"
     axes.set_title(f"{images}, {cores}{', compiled' if compiled else ''}", fontsize=9)
     axes.set_xticks(EXITS, [f"exit {t}" for t in EXITS])
-    axes.set_ylim(0, 120)
+    axes.set_ylim(0, 150)
     axes.tick_params(length=0, labelsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
