@@ -93,8 +93,9 @@ class PackedConv2d(nn.Conv2d):
             and input.dim() == 4
             and input.shape[0] > 0
             and input.shape[1] == self.in_channels  # else the usual error
-            # On a single pixel, as of the gates of squeeze-and-excitation, this takes longer.
-            and (input.shape[2] > 1 or input.shape[3] > 1)
+            # On a single pixel, as of the gates of squeeze-and-excitation, this takes longer; without
+            # any it is the usual error.
+            and input.shape[2] * input.shape[3] > 1
             and not (torch.is_grad_enabled() and _wants_gradient(input, weight, self.bias))
             and _has_kernels(input.dtype)
             and not torch.is_autocast_enabled("cpu")
@@ -157,8 +158,7 @@ class PackedConv2d(nn.Conv2d):
                 self.groups,
                 list(input.shape),
             )
-            known.add(work, packed)
-            packed = known.packed[work]
+            packed = known.add(work, packed)
         return packed
 
     def __getstate__(self) -> dict[str, Any]:
@@ -186,13 +186,18 @@ class _Known:
         self.packed: dict[tuple[int, ...], Tensor] = {}
         self.of_maps: MapWeights | None = None
 
-    def add(self, work: tuple[int, ...], packed: Tensor) -> None:
+    def add(self, work: tuple[int, ...], packed: Tensor) -> Tensor:
+        """What is to be used for this work: `packed`, or the same that is there already.
+
+        Other threads may do so at the same time, so nothing of the dictionary is relied on.
+        """
         # Most kinds of work share an order, and the weights are most of what a network weighs.
-        same = (other for other in self.packed.values() if _equal_bytes(packed, other))
-        packed = next(same, packed)
-        if len(self.packed) >= _MAX_KNOWN:
-            self.packed.pop(next(iter(self.packed)))
+        known = list(self.packed.items())
+        packed = next((other for _, other in known if _equal_bytes(packed, other)), packed)
+        if len(known) >= _MAX_KNOWN:
+            self.packed.pop(known[0][0], None)
         self.packed[work] = packed
+        return packed
 
 
 def _equal_bytes(a: Tensor, b: Tensor) -> bool:

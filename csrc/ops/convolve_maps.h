@@ -49,8 +49,8 @@ inline Plan plan_maps(const Tensor& maps, const Tensor& weight, const std::optio
                       const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                       const std::vector<int64_t>& dilation, const std::optional<Tensor>& add,
                       int64_t activation) {
-  STD_TORCH_CHECK(maps.dim() == 4 && maps.size(1) > 0 && maps.scalar_type() == ScalarType::Float &&
-                      has_channels_last(maps),
+  STD_TORCH_CHECK(maps.dim() == 4 && maps.size(1) > 0 && maps.size(2) > 0 && maps.size(3) > 0 &&
+                      maps.scalar_type() == ScalarType::Float && has_channels_last(maps),
                   "convolve_maps: maps must be (B, C, H, W), float32 and in channels_last, got ",
                   "shape ", shape_of(maps));
   Plan p{};

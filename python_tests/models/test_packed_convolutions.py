@@ -229,6 +229,13 @@ def test_what_small_maps_leave_to_others() -> None:
         packed(images(1, 256, 2, 2))
 
 
+def test_maps_without_pixels_give_the_usual_error() -> None:
+    plain, packed = pair(256, 24, 3, padding=2)
+    for module in (plain, packed):
+        with torch.no_grad(), pytest.raises(RuntimeError):
+            module(images(1, 256, 0, 5))
+
+
 @pytest.mark.usefixtures("on_avx512")
 def test_weights_of_small_maps_that_change() -> None:
     plain, packed = pair(256, 24, 3, padding=1)

@@ -87,6 +87,13 @@ def test_an_image_does_not_depend_on_the_others(threads: int, kernel: int) -> No
     assert torch.equal(torch.cat(alone), together)
 
 
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+def test_maps_without_pixels_are_refused(size: tuple[int, int]) -> None:
+    weight = ops.pack_maps(draw(24, 16, 3, 3))
+    with pytest.raises(ValueError, match=r"must be \(B, C, H, W\)"):
+        ops.convolve_maps(torch.zeros(1, 16, *size), weight, padding=(3, 3))
+
+
 def test_nan_and_infinity_come_through() -> None:
     maps = torch.tensor([float("nan"), float("inf"), -float("inf")]).reshape(3, 1, 1, 1)
     got = ops.convolve_maps(maps, ops.pack_maps(torch.ones(17, 1, 1, 1)), activation="relu")
