@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from anchornet_ext import ops
-from anchornet_ext.models import AnchorNet
 
 CORNERS = torch.tensor([[0, 1], [2, 3]])
 CLASSES = torch.tensor([1, 0])
@@ -54,16 +53,6 @@ def test_a_tangent_is_refused(name: str, requires_grad: bool) -> None:
         with torch.no_grad(), pytest.raises(NotImplementedError, match="no forward-mode"):
             call(dual)
     assert torch.equal(expected, call(x))
-
-
-def test_the_folded_network_has_one_all_the_same() -> None:
-    """It runs as PyTorch's own layers then, up to the map of one class."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        folded = AnchorNet(3).fold().requires_grad_(False)
-    x = torch.randn(1, 3, 95, 95)
-    _, tangent = torch.func.jvp(folded, (x,), (torch.ones_like(x),))
-    assert tangent.abs().max() > 0
 
 
 def test_a_chain_of_blocks_refuses_one_of_its_images_or_weights() -> None:
