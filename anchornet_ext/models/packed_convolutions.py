@@ -93,8 +93,8 @@ class PackedConv2d(nn.Conv2d):
             and input.dim() == 4
             and input.shape[0] > 0
             and input.shape[1] == self.in_channels  # else the usual error
-            # On a single pixel, as of the gates of squeeze-and-excitation, this takes longer; without
-            # any it is the usual error.
+            # On a single pixel, as of the gates of squeeze-and-excitation, this takes longer;
+            # without any it is the usual error.
             and input.shape[2] * input.shape[3] > 1
             and not (torch.is_grad_enabled() and _wants_gradient(input, weight, self.bias))
             and _has_kernels(input.dtype)
