@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from benchmark_scripts import load_script
 
 GATHER = (
     "torch::stable::detail::boxer<torch::stable::Tensor (long), "
@@ -21,14 +21,7 @@ EXIT = GATHER.replace("patches::(anonymous namespace)::gather_patches", "exit::e
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "instruction_counts.py"
-    spec = importlib.util.spec_from_file_location("instruction_counts", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    return module
+    return load_script("instruction_counts")
 
 
 def write_dump(path: Path, function: str, instructions: int, events: str = "Ir") -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from benchmark_scripts import load_script
 from tiny_networks import CLASSES, noise, tiny_classifier
 from torch import Tensor
 
@@ -92,20 +89,9 @@ def test_anytime_is_what_classify_decides_on() -> None:
     torch.testing.assert_close(model.classify(images, exit_at=5).confidence.T, confidence)
 
 
-def load_benchmark() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "patch_policies.py"
-    spec = importlib.util.spec_from_file_location("patch_policies", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_benchmark_counts_what_the_pipeline_predicts() -> None:
     """With the labels that the pipeline gives at exit 3, it is always right with 3 inputs."""
-    benchmark = load_benchmark()
+    benchmark = load_script("patch_policies")
     model = tiny_classifier(dtype=torch.float64)
     images = noise(6, (120, 104), 5, torch.float64)
     exits = [model.classify(images, exit_at=step).label for step in range(1, 6)]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmark_scripts import load_script
 
 from anchornet_ext import cli
 from anchornet_ext.models.cifar_resnet import CifarResNet
@@ -21,14 +20,7 @@ from anchornet_ext.training import command
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "compare_cifar10.py"
-    spec = importlib.util.spec_from_file_location("compare_cifar10", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    return module
+    return load_script("compare_cifar10")
 
 
 @pytest.fixture

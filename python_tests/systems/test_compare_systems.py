@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmark_scripts import load_script
 from system_runs import Trained
 
 from anchornet_ext import cli
@@ -22,14 +21,7 @@ from anchornet_ext.training import command
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "compare_systems.py"
-    spec = importlib.util.spec_from_file_location("compare_systems", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+    return load_script("compare_systems")
 
 
 def test_every_system_takes_part(script: ModuleType) -> None:
