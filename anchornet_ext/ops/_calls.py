@@ -38,6 +38,22 @@ def call(op: Callable[..., Any], *arguments: Any) -> Any:
         return op(*arguments)
 
 
+def call_checked(op: Any, *arguments: Any) -> Any:
+    """`call` of an operator whose kernel checks its arguments, with messages "NAME: ...".
+
+    Raises:
+        ValueError: of one line, what the kernel refused.
+        NotImplementedError: see `call`.
+    """
+    try:
+        return call(op, *arguments)
+    except RuntimeError as error:
+        name = op._schema.name.rpartition("::")[2]
+        if f"{name}: " not in str(error):
+            raise
+        raise ValueError(str(error).split("\n")[0]) from error
+
+
 def refuse_tangents(op: object, arguments: Sequence[Any]) -> None:
     """Raises NotImplementedError if one of the tensors has a forward-mode gradient."""
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:

@@ -11,7 +11,7 @@ from torch import Tensor
 from anchornet_ext import _extension, reference
 from anchornet_ext.reference.cells import ACTIVATIONS, take_cells, with_halo
 
-from ._calls import call
+from ._calls import call_checked
 
 __all__ = ["CellWeights", "convolve_cells", "fuse_cells", "pack_cells", "take_cells", "with_halo"]
 
@@ -122,12 +122,8 @@ def convolve_cells(
     if not _has_kernels(cells):
         return reference.convolve_cells(*arguments)
     _extension.require()
-    try:
-        result: Tensor = call(torch.ops.anchornet_ext.convolve_cells.default, *arguments)
-    except RuntimeError as error:
-        if "convolve_cells: " not in str(error):
-            raise
-        raise ValueError(str(error).split("\n")[0]) from error
+    operator = torch.ops.anchornet_ext.convolve_cells.default
+    result: Tensor = call_checked(operator, *arguments)
     return result
 
 
@@ -168,12 +164,8 @@ def fuse_cells(
         fused = reference.fuse_cells(*arguments, *size)
         return fused.contiguous(memory_format=torch.channels_last)
     _extension.require()
-    try:
-        result: Tensor = call(torch.ops.anchornet_ext.fuse_cells.default, *arguments, *size)
-    except RuntimeError as error:
-        if "fuse_cells: " not in str(error):
-            raise
-        raise ValueError(str(error).split("\n")[0]) from error
+    operator = torch.ops.anchornet_ext.fuse_cells.default
+    result: Tensor = call_checked(operator, *arguments, *size)
     return result
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from anchornet_ext import _extension
 from anchornet_ext.reference.maps import ACTIVATIONS
 
-from ._calls import call
+from ._calls import call_checked
 
 _CONVOLVE = "anchornet_ext::convolve_maps"
 _PANEL, _STEP = 64, 16  # as in csrc/ops/convolve_maps.h
@@ -91,24 +91,19 @@ def convolve_maps(
         raise ValueError(f"maps must be on the CPU, got {maps.device}")
     _extension.require()
     last = torch.channels_last
-    try:
-        result: Tensor = call(
-            torch.ops.anchornet_ext.convolve_maps.default,
-            maps.contiguous(memory_format=last),
-            weights.weight,
-            None if bias is None else bias.contiguous(),
-            weights.channels,
-            weights.kernel,
-            stride,
-            padding,
-            dilation,
-            None if add is None else add.contiguous(memory_format=last),
-            ACTIVATIONS.index(activation),
-        )
-    except RuntimeError as error:
-        if "convolve_maps: " not in str(error):
-            raise
-        raise ValueError(str(error).split("\n")[0]) from error
+    result: Tensor = call_checked(
+        torch.ops.anchornet_ext.convolve_maps.default,
+        maps.contiguous(memory_format=last),
+        weights.weight,
+        None if bias is None else bias.contiguous(),
+        weights.channels,
+        weights.kernel,
+        stride,
+        padding,
+        dilation,
+        None if add is None else add.contiguous(memory_format=last),
+        ACTIVATIONS.index(activation),
+    )
     return result
 
 
