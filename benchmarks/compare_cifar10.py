@@ -65,22 +65,22 @@ ENTRIES: Mapping[str, Entry] = {
         "--system ranet --preset cifar",
         # A quarter of the CPU time of `cifar`.
         "--system ranet --preset cifar-growing",
-        2,
+        5,
     ),
     "msdnet": Entry(
         "--system msdnet --preset cifar-batch",
         "--system msdnet --preset cifar-batch",
-        3,
+        8,
     ),
     "sar": Entry(
         "--system sar --backbone resnet32",
         "--system sar --backbone resnet32",
-        3,
+        8,
     ),
     "resnet32": Entry(
         "--system plain --backbone cifar/resnet32",
         "--system plain --backbone cifar/resnet32 --network-nesterov",
-        7,
+        19,
     ),
 }
 

@@ -1,15 +1,18 @@
 """Trains every system on one image folder with the same training compute, and compares them.
 
+    python benchmarks/compare_systems.py calibrate --data DATA --out RUNS
     python benchmarks/compare_systems.py train --data DATA --out RUNS
     python benchmarks/compare_systems.py evaluate --data DATA --out RUNS
     python benchmarks/compare_systems.py time --data DATA --out RUNS
     python benchmarks/compare_systems.py compare --data DATA --out RUNS
 
 DATA has train/CLASS/* and val/CLASS/*. Each step runs `anchornet` commands and prints them. The
-epochs are those of docs/comparison.md, 4 to 7 minutes of one CPU core for each system;
-`--scale 10` trains ten times as long. A step that was interrupted goes on where it was.
+epochs are those of docs/comparison.md, ten minutes of one CPU core for each system; `--scale 10`
+trains ten times as long. A step that was interrupted goes on where it was.
 
-`time` is a step of its own because nothing else should run on the machine meanwhile.
+`calibrate` says what the epochs would take here: it trains every stage on a few photos, once. Where
+they do not take the same time, other epochs are fairer. It and `time` are steps of their own
+because nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ import argparse
 import csv
 import fcntl
 import json
+import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +43,8 @@ RECIPE = {
 }
 #: Learning rates of random weights, and of weights that an earlier stage has trained.
 SCRATCH, TUNING = "2e-3", "5e-4"
+#: Of each class, for `calibrate`.
+CALIBRATION_PHOTOS = {"train": 13, "val": 2}
 TRAIN_FLAGS = "--cache --cache-short-side 256 --threads 1 --workers 0 --amp bf16 --log-interval 60"
 
 
@@ -55,9 +62,13 @@ class Stage:
     lr: str = SCRATCH
     other: Mapping[str, str | None] = field(default_factory=dict)
 
+    def epochs_at(self, scale: float) -> int:
+        """At --scale `scale`, at least one."""
+        return max(1, round(self.epochs * scale))
+
     def flags(self, name: str, scale: float) -> list[str]:
         """The flags of the stage called `name`."""
-        epochs = max(1, round(self.epochs * scale))
+        epochs = self.epochs_at(scale)
         values = {"epochs": str(epochs), "lr": self.lr, **RECIPE, **self.other}
         if self.lr == SCRATCH:
             values["warmup-epochs"] = f"{epochs / 10:g}"
@@ -95,16 +106,16 @@ class Entry:
 #: The sizes and widths are chosen such that all take similar CPU time, with enough epochs to learn
 #: something in it.
 ENTRIES = {
-    "plain": Entry("plain", f"--backbone {BACKBONE}", 128, {"network": Stage(10)}),
+    "plain": Entry("plain", f"--backbone {BACKBONE}", 128, {"network": Stage(15)}),
     "anchornet": Entry(
         "anchornet",
         f"--backbone {BACKBONE} --num-patches 2",
         224,
         {
-            "backbone": Stage(5, other={"size": "96"}),
-            "anchor": Stage(1),
-            "glance": Stage(1, TUNING),
-            "focus": Stage(1, TUNING),
+            "backbone": Stage(9, other={"size": "96"}),
+            "anchor": Stage(2),
+            "glance": Stage(3, TUNING),
+            "focus": Stage(2, TUNING),
         },
     ),
     "gfnet": Entry(
@@ -112,11 +123,11 @@ ENTRIES = {
         f"--backbone {BACKBONE} --num-exits 3 --patch-size 96 --encoder-lr {TUNING}",
         224,
         {
-            "backbone": Stage(3, other={"size": "96"}),
-            "glance": Stage(1, TUNING),
-            "sequence": Stage(1, "1e-3"),
+            "backbone": Stage(9, other={"size": "96"}),
+            "glance": Stage(2, TUNING),
+            "sequence": Stage(2, "1e-3"),
             # Its reward wants one label for each photo.
-            "policy": Stage(1, "3e-4", {"label-smoothing": None}),
+            "policy": Stage(2, "3e-4", {"label-smoothing": None}),
             "refine": Stage(1, "1e-3"),
         },
     ),
@@ -124,23 +135,25 @@ ENTRIES = {
         "msdnet",
         "--preset imagenet-base4 --base 2 --step 2 --channels 16 --growth 8",
         96,
-        {"network": Stage(8)},
+        {"network": Stage(22)},
     ),
     "ranet": Entry(
         "ranet",
         "--preset imagenet --scales 1 2 3 --factors 4 2 1 --bottlenecks 4 2 1 --step 2 "
         "--channels 16 --growth 8",
         96,
-        {"network": Stage(9)},
+        {"network": Stage(22)},
     ),
     "cascade": Entry(
         "cascade",
         f"--small-backbone {BACKBONE} --small-input 64 "
         f"--large-backbone {BACKBONE} --large-input 96",
         96,
-        {"small": Stage(5), "large": Stage(6)},
+        {"small": Stage(12), "large": Stage(14)},
     ),
-    "sar": Entry("sar", "--backbone resnet18 --cells 2", 64, {"network": Stage(6)}),
+    # What SAR is made from, to tell what its cells do from what a ResNet does.
+    "plain-resnet18": Entry("plain", "--backbone resnet18", 64, {"network": Stage(15)}),
+    "sar": Entry("sar", "--backbone resnet18 --cells 2", 64, {"network": Stage(16)}),
 }
 
 
@@ -154,6 +167,48 @@ def cpu_seconds() -> float:
     """What all commands so far have taken."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def calibrate(names: Sequence[str], args: argparse.Namespace) -> None:
+    """Prints what an epoch of each stage takes here, and all epochs; RUNS/calibration.json has it.
+
+    Measured on a few photos of each class and multiplied, start and decoding left out.
+    """
+    few, runs = args.out / "calibration" / "data", args.out / "calibration"
+    more = {
+        part: _link_photos(args.data / part, few / part, count)
+        for part, count in CALIBRATION_PHOTOS.items()
+    }
+    found: dict[str, dict[str, float]] = {}
+    for name in names:
+        run = runs / name
+        shutil.rmtree(run, ignore_errors=True)
+        anchornet(ENTRIES[name].command(few, run, 0.0))
+        found[name] = {}
+        for stage in ENTRIES[name].stages:
+            with (run / stage / "log.csv").open(newline="") as file:
+                row = list(csv.DictReader(file))[-1]
+            training, all_of_it = float(row["train_seconds"]), float(row["seconds"])
+            found[name][stage] = training * more["train"] + (all_of_it - training) * more["val"]
+    (args.out / "calibration.json").write_text(json.dumps(found, indent=1))
+    for name, stages in found.items():
+        epochs = {key: stage.epochs_at(args.scale) for key, stage in ENTRIES[name].stages.items()}
+        each = ", ".join(f"{key} {epochs[key]} x {stages[key]:.1f} s" for key in stages)
+        print(f"{name}: {sum(epochs[key] * stages[key] for key in stages):.0f} s ({each})")
+
+
+def _link_photos(source: Path, folder: Path, count: int) -> float:
+    """FOLDER gets links to the first `count` photos of each class; how many more SOURCE has."""
+    everything = taken = 0
+    for label in sorted(path for path in source.iterdir() if path.is_dir()):
+        photos = sorted(path.resolve() for path in label.iterdir())
+        (folder / label.name).mkdir(parents=True, exist_ok=True)
+        for photo in photos[:count]:
+            if not (folder / label.name / photo.name).exists():
+                os.symlink(photo, folder / label.name / photo.name)
+        everything += len(photos)
+        taken += min(count, len(photos))
+    return everything / taken
 
 
 def train(names: Sequence[str], args: argparse.Namespace) -> None:
@@ -301,7 +356,13 @@ MACS_OF_STAGES: Mapping[str, Callable[[Any], dict[str, int]]] = {
     "anchornet": _anchornet,
     "gfnet": _gfnet,
 }
-STEPS = {"train": train, "evaluate": evaluate, "time": measure_times, "compare": compare}
+STEPS = {
+    "calibrate": calibrate,
+    "train": train,
+    "evaluate": evaluate,
+    "time": measure_times,
+    "compare": compare,
+}
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -110,6 +111,16 @@ def test_trains_evaluates_and_compares(
     monkeypatch.setattr(script, "anchornet", here)
     monkeypatch.setattr(script, "cpu_seconds", lambda: 1.5 * len(ran))
     where = ["--data", str(photos), "--out", str(tmp_path), "--systems", "one,two"]
+    script.main(["calibrate", *where])
+    assert ran == ["train"] * 2
+    calibration = json.loads((tmp_path / "calibration.json").read_text())
+    assert {name: set(stages) for name, stages in calibration.items()} == {
+        "one": {"network"},
+        "two": {"small", "large"},
+    }
+    assert min(seconds for stages in calibration.values() for seconds in stages.values()) > 0
+    assert "one: " in capsys.readouterr().out
+    ran.clear()
     for step in ("train", "train", "evaluate", "time", "compare"):
         script.main([step, *where])
     assert ran == ["train"] * 2 + ["evaluate"] * 4 + ["compare"]
@@ -126,6 +137,17 @@ def test_trains_evaluates_and_compares(
     # resnet8 twice, at a quarter of the cost and at all of it.
     assert float(rows[1]["training_macs"]) == 24 * 3 * float(exits["two", "2"]["macs"])
     assert 2 * int(rows[0]["parameters"]) == int(rows[1]["parameters"])
+
+
+def test_calibration_is_of_a_few_photos_and_for_all(script: ModuleType, tmp_path: Path) -> None:
+    for name, count in (("few", 2), ("many", 10)):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        for index in range(count):
+            (tmp_path / "all" / name / f"{index}.png").touch()
+    for _ in range(2):  # the second time finds all links there
+        assert script._link_photos(tmp_path / "all", tmp_path / "some", 4) == pytest.approx(12 / 6)
+    linked = sorted(path.name for path in (tmp_path / "some" / "many").iterdir())
+    assert linked == ["0.png", "1.png", "2.png", "3.png"]
 
 
 def test_an_interrupted_training_goes_on_and_its_time_is_counted(
