@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from anchornet_ext import _extension, reference
-from anchornet_ext.reference.cells import ACTIVATIONS, take_cells, with_halo
+from anchornet_ext.reference.cells import ACTIVATIONS
 
+from . import _cells_on_cuda
 from ._calls import call_checked
+from ._cells_on_cuda import take_cells, with_halo
 
 __all__ = ["CellWeights", "convolve_cells", "fuse_cells", "pack_cells", "take_cells", "with_halo"]
 
@@ -90,8 +92,10 @@ def convolve_cells(
         activation: "none", "relu" or "relu6".
 
     Returns:
-        (N, h, w, O). A cell's values do not depend on the cells that it does not read. On CUDA and
-        in other dtypes than float32 torch's own convolutions compute it.
+        (N, h, w, O). A cell's values do not depend on the cells that it does not read. On CUDA the
+        cells are gathered with their halo in one launch, torch's convolution follows, and what is
+        left is one launch more; there an index that is no cell's reads as zeros instead of being
+        refused. On the CPU, in other dtypes than float32, torch computes all of it.
 
     Raises:
         ValueError: a shape, index, device or activation that does not fit.
@@ -141,8 +145,8 @@ def fuse_cells(
         size: (H, W), at most (rows p, columns q).
 
     Returns:
-        (B, C, H, W) in channels_last. On CUDA and in other dtypes than float32 plain torch
-        computes it.
+        (B, C, H, W) in channels_last. One launch on CUDA, where a slot that is no cell's is as -1.
+        On the CPU, in other dtypes than float32, plain torch computes it.
 
     Raises:
         ValueError: a shape, index or device that does not fit.
@@ -171,6 +175,8 @@ def fuse_cells(
 
 def _has_kernels(x: Tensor) -> bool:
     """Whether the operators know the dtype and the device; meta stands for any that they know."""
+    if x.is_cuda and _extension.cuda_loaded:
+        return x.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
     return x.dtype == torch.float32 and x.device.type in ("cpu", "cuda", "meta")
 
 
@@ -204,17 +210,16 @@ def _fake_fuse(
     )
 
 
-def _cuda_convolve(*arguments: Any) -> Tensor:
-    return reference.convolve_cells(*arguments)
-
-
-def _cuda_fuse(*arguments: Any) -> Tensor:
+def _fuse_by_torch(*arguments: Any) -> Tensor:
     fused = reference.fuse_cells(*arguments)
     return fused.contiguous(memory_format=torch.channels_last)
 
 
 if _extension.available():
     torch.library.register_fake(_CONVOLVE, _fake_convolve)
-    torch.library.register_kernel(_CONVOLVE, "cuda", _cuda_convolve)
     torch.library.register_fake(_FUSE, _fake_fuse)
-    torch.library.register_kernel(_FUSE, "cuda", _cuda_fuse)
+    if _extension.cuda_loaded:
+        torch.library.register_kernel(_CONVOLVE, "cuda", _cells_on_cuda.convolve_cells)
+    else:
+        torch.library.register_kernel(_CONVOLVE, "cuda", reference.convolve_cells)
+        torch.library.register_kernel(_FUSE, "cuda", _fuse_by_torch)

@@ -1,8 +1,9 @@
-// fuse_cells: checks.
+// fuse_cells: checks, and which pixel of the base is the nearest.
 #pragma once
 
 #include <cstdint>
 
+#include "common/host_device.h"
 #include "common/stable.h"
 
 namespace anchornet::cells {
@@ -16,11 +17,22 @@ struct Fusion {
   int64_t groups, rows, columns;
 };
 
+// The base's row (or column) for one of the output, as torch.nn.functional.interpolate finds it, in
+// float32; `step` is the base's size over the output's.
+ANCHORNET_HOST_DEVICE inline int64_t nearest_of(int64_t out, float step, int64_t size) {
+  const auto place = static_cast<int64_t>(static_cast<float>(out) * step);
+  return place < size ? place : size - 1;
+}
+
+inline float nearest_step(int64_t size, int64_t out_size) {
+  return static_cast<float>(size) / static_cast<float>(out_size);
+}
+
 inline Fusion plan_fusion(const Tensor& base, const Tensor& cells, const Tensor& slots,
                           const Tensor& a, int64_t height, int64_t width) {
   for (const Tensor* t : {&base, &cells, &a}) {
-    STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float,
-                    "fuse_cells: base, cells and a must be float32");
+    STD_TORCH_CHECK(is_float_type(base.scalar_type()) && t->scalar_type() == base.scalar_type(),
+                    "fuse_cells: base, cells and a must be of one floating-point dtype");
     STD_TORCH_CHECK(t->device() == base.device() && slots.device() == base.device(),
                     "fuse_cells: all tensors must be on one device");
   }

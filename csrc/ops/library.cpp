@@ -47,6 +47,13 @@ STABLE_TORCH_LIBRARY(anchornet_ext, m) {
   m.def(
       "convolve_cells(Tensor cells, Tensor? neighbours, Tensor weight, Tensor bias, int[] counts, "
       "SymInt channels, Tensor? add, Tensor? add_index, int activation) -> Tensor");
+  // What convolve_cells on CUDA is made of, beside torch's convolutions; CUDA kernels alone.
+  // (count, h, w, C), or with nine indices (count, h + 2, w + 2, C); zeros beyond the last index
+  m.def("gather_cells(Tensor cells, Tensor? index, SymInt count) -> Tensor");
+  // output (N, h, w, O) = activation(convolved + bias + add[add_index])
+  m.def(
+      "finish_cells(Tensor convolved, Tensor bias, Tensor? add, Tensor? add_index, "
+      "int activation, Tensor(a!) output) -> ()");
   // (B, C, height, width) in channels_last: a * base + (1 - a) * cells at their slots
   m.def(
       "fuse_cells(Tensor base, Tensor cells, Tensor slots, Tensor a, SymInt height, SymInt width) "

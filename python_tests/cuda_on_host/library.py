@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from anchornet_ext import _extension
+from anchornet_ext.ops import _cells_on_cuda
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / f"cuda_on_host-{sys.implementation.cache_tag}"
@@ -32,7 +33,12 @@ OPERATORS = (
     "scatter_patches_onto",
     "resize_images",
     "exit_step",
+    "gather_cells",
+    "finish_cells",
+    "fuse_cells",
 )
+# Operators whose CUDA kernel is Python that calls those above.
+COMPOSED = {"convolve_cells": _cells_on_cuda.convolve_cells}
 
 
 def build() -> Path:
@@ -172,6 +178,8 @@ def in_place_of_cpu_kernels() -> Iterator[Emulator]:
     with torch.library._scoped_library("anchornet_ext", "IMPL") as library:
         for name in OPERATORS:
             library.impl(name, kernel(name), "CPU", allow_override=True)
+        for name, function in COMPOSED.items():
+            library.impl(name, function, "CPU", allow_override=True)
         yield emulator()
 
 

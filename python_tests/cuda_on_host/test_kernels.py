@@ -12,7 +12,9 @@ from cuda_on_host import library
 from hypothesis import given, settings
 from torch import Tensor
 
-from anchornet_ext import reference
+from anchornet_ext import ops, reference
+from anchornet_ext.ops import _cells_on_cuda
+from anchornet_ext.reference.cells import ACTIVATIONS, activate, take_cells, with_halo
 
 INT64 = torch.iinfo(torch.int64)
 EXTREMES = (INT64.min, INT64.min + 1, -(2**31) - 1, -1, 2**31, 2**32 + 1, INT64.max - 1, INT64.max)
@@ -53,6 +55,22 @@ def turn(classes: int, probabilities: bool) -> tuple[Any, ...]:
     active = torch.randperm(60, generator=generator(2))[:40]
     thresholds = torch.rand(40, generator=generator(3))
     return running, logits, active, thresholds, 0.0, None, 2, None, 1.5, probabilities
+
+
+def cells_of(count: int, *size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(count, *size, generator=generator()).to(dtype)
+
+
+def neighbours(count: int, taps: int, cells: int) -> Tensor:
+    return torch.randint(-1, cells, (count, taps), generator=generator(1))
+
+
+def fusion(share: int, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
+    """Two channel groups, three rows and two columns of cells, the last row not whole."""
+    base = channels_last(torch.randn(2, 2 * share, 4, 3, generator=generator()).to(dtype))
+    slots = torch.randint(-1, 5, (2, 2, 3, 2), generator=generator(1))
+    a = torch.rand(2, 2 * share, generator=generator(2)).to(dtype)
+    return base, cells_of(5, 3, 2, share, dtype=dtype), slots, a, 8, 4
 
 
 CALLS: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
@@ -101,6 +119,12 @@ CALLS: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
         "scatter_patches_onto",
         lambda: (torch.zeros(5, 3, 12, 14), *scattered()),
     ),
+    "cells with a border": (
+        "gather_cells",
+        lambda: (cells_of(9, 3, 2, 20), neighbours(70, 9, 9), 75),
+    ),
+    "single cells": ("gather_cells", lambda: (cells_of(9, 3, 2, 7), neighbours(70, 1, 9), 70)),
+    "fusion": ("fuse_cells", lambda: fusion(8)),
     "turn by warps": ("exit_step", lambda: turn(37, False)),
     "turn by blocks": ("exit_step", lambda: turn(4099, True)),
 }  # fmt: skip
@@ -130,13 +154,21 @@ def test_it_is_the_cuda_kernels_that_run(case: str) -> None:
     name, arguments = CALLS[case]
     launches = 2 if "scatter" in name or name == "exit_step" else 1
     operator = getattr(torch.ops.anchornet_ext, name)
+
+    def on_the_cpu() -> None:
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"anchornet_ext::{name}", "CPU"):
+            operator(*arguments())
+        else:  # what only CUDA's operators are made of
+            with pytest.raises(NotImplementedError, match=name):
+                operator(*arguments())
+
     before = library.emulator().launches
-    operator(*arguments())
+    on_the_cpu()
     assert library.emulator().launches == before
     with library.in_place_of_cpu_kernels():
         operator(*arguments())
     assert library.emulator().launches == before + launches
-    operator(*arguments())
+    on_the_cpu()
     assert library.emulator().launches == before + launches
 
 
@@ -195,6 +227,111 @@ def test_rows_that_do_not_exist_are_skipped(active: list[int], classes: int) -> 
     stay = rows[good][~(want[0] > 0.1)]
     assert int(count) == len(stay)
     assert left.tolist() == stay.tolist() + [-1] * (len(active) - len(stay))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    index=st.lists(any_index, max_size=5),
+    taps=st.sampled_from([1, 9]),
+    channels=st.sampled_from([1, 2, 3, 4, 6, 16, 300]),
+    size=st.tuples(st.integers(1, 4), st.integers(1, 9)),
+    more=st.integers(0, 3),
+    dtype=st.sampled_from([torch.float16, torch.float32, torch.float64]),
+)
+def test_places_without_a_cell_are_zero(
+    index: list[int],
+    taps: int,
+    channels: int,
+    size: tuple[int, int],
+    more: int,
+    dtype: torch.dtype,
+) -> None:
+    cells = cells_of(4, *size, channels, dtype=dtype)
+    around = torch.tensor(index, dtype=torch.int64)[:, None].repeat(1, taps)
+    if taps == 9 and index:
+        around = around.roll(1, 0).where(torch.arange(9) % 2 == 0, around)
+    result = library.kernel("gather_cells")(cells, around, len(index) + more)
+    good = around.where((around >= 0) & (around < 4), -1)
+    expected = with_halo(cells, good) if taps == 9 else take_cells(cells, good[:, 0])
+    assert torch.equal(result[: len(index)], expected)
+    assert len(result) == len(index) + more
+    assert not result[len(index) :].any()
+
+
+def test_cells_without_an_index_are_copied() -> None:
+    cells = cells_of(5, 2, 3, 4)
+    result = library.kernel("gather_cells")(cells, None, 8)
+    assert torch.equal(result[:5], cells)
+    assert not result[5:].any()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    index=st.none() | st.lists(any_index, min_size=6, max_size=6),
+    channels=st.sampled_from([1, 3, 4, 8, 300]),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    activation=st.integers(0, 2),
+    in_place=st.booleans(),
+)
+def test_what_follows_a_convolution(
+    index: list[int] | None, channels: int, dtype: torch.dtype, activation: int, in_place: bool
+) -> None:
+    convolved = 4 * cells_of(8, 2, 3, channels, dtype=dtype)
+    bias = torch.randn(channels + 1, generator=generator(2)).to(dtype)
+    add = torch.randn(6, 2, 3, channels, generator=generator(3)).to(dtype)
+    numbers = None if index is None else torch.tensor(index)
+    added = add.double()
+    if numbers is not None:
+        good = numbers.where((numbers >= 0) & (numbers < 6), -1)
+        added = take_cells(added, good)
+    sums = convolved[:6].double() + bias[:channels].double() + added
+    expected = activate(sums, ACTIVATIONS[activation])
+    out = convolved[:6] if in_place else torch.empty_like(convolved[:6])
+    library.kernel("finish_cells")(convolved, bias, add, numbers, activation, out)
+    torch.testing.assert_close(out, expected.to(dtype))
+
+
+def test_a_convolution_of_cells_is_gathered_once_and_finished_once() -> None:
+    weights = ops.pack_cells(cells_of(1, 16, 16, 3, 3), torch.ones(1, 16))
+    single = ops.pack_cells(cells_of(1, 8, 16, 1, 1), torch.ones(1, 8))
+    cells, around = cells_of(40, 2, 2, 16), neighbours(37, 9, 40)
+    expected = ops.convolve_cells(cells, weights, [37], around, activation="relu")
+    with library.in_place_of_cpu_kernels() as emulator:
+        before = emulator.launches
+        spatial = ops.convolve_cells(cells, weights, [37], around, activation="relu")
+        assert emulator.launches - before == 2
+        # The result has room behind it for the next convolution's batch.
+        before = emulator.launches
+        mixed = ops.convolve_cells(spatial, single, [37])
+        assert emulator.launches - before == 1
+    torch.testing.assert_close(spatial, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        mixed, ops.convolve_cells(expected, single, [37]), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_batches_are_rounded_up_to_few_sizes() -> None:
+    rooms = {n: _cells_on_cuda._room(n) for n in range(4097)}
+    assert all(n <= room and 16 * room <= 17 * n for n, room in rooms.items())
+    assert len({room for n, room in rooms.items() if 1024 < n <= 2048}) == 16
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    slots=st.lists(any_index, min_size=24, max_size=24),
+    share=st.sampled_from([1, 3, 4, 16]),
+    dtype=st.sampled_from([torch.float16, torch.float32, torch.float64]),
+)
+def test_slots_without_a_cell_keep_the_base(
+    slots: list[int], share: int, dtype: torch.dtype
+) -> None:
+    base, cells, _, a, height, width = fusion(share, dtype)
+    there = torch.tensor(slots).view(2, 2, 3, 2)
+    result = library.kernel("fuse_cells")(base, cells, there, a, height, width)
+    good = there.where((there >= 0) & (there < 5), -1)
+    wide = (base.double(), cells.double(), good, a.double())
+    expected = reference.fuse_cells(*wide, height, width)
+    torch.testing.assert_close(result, expected.to(dtype), check_stride=False)
 
 
 # ---- more than 2^31 elements: the memory is addresses only, because few blocks run

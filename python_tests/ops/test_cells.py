@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from devices import on_devices
+from devices import on_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ def convolution_case(
     return draw(sources, *size, inputs), weights, neighbours, options
 
 
-@on_devices
+@on_kernels
 @settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 1000),
@@ -154,7 +154,7 @@ def test_nan_and_infinity_come_through():
     assert got[1:] == [float("inf"), 0]
 
 
-@on_devices
+@on_kernels
 @settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 1000),

@@ -22,6 +22,8 @@ void mix(const float* a, const float* x, const float* b, const float* z, int64_t
 Tensor fuse_cells(const Tensor& base, const Tensor& cells, const Tensor& slots, const Tensor& a,
                   int64_t height, int64_t width) {
   const Fusion f = plan_fusion(base, cells, slots, a, height, width);
+  STD_TORCH_CHECK(base.scalar_type() == ScalarType::Float,
+                  "fuse_cells: on the CPU base, cells and a must be float32");
   const int64_t* slot = slots.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < slots.numel(); ++i) {
     STD_TORCH_CHECK(slot[i] >= -1 && slot[i] < f.count,
@@ -39,18 +41,16 @@ Tensor fuse_cells(const Tensor& base, const Tensor& cells, const Tensor& slots, 
   float* y = output.mutable_data_ptr<float>();
   std::vector<float> rest(f.batch * f.channels);
   std::transform(weight, weight + rest.size(), rest.begin(), [](float w) { return 1.f - w; });
-  // The nearest pixel as torch.nn.functional.interpolate finds it, in float32.
-  const float down = static_cast<float>(f.base_height) / static_cast<float>(height);
-  const float across = static_cast<float>(f.base_width) / static_cast<float>(width);
+  const float down = nearest_step(f.base_height, height);
+  const float across = nearest_step(f.base_width, width);
   std::vector<int64_t> column_of(width);
   for (int64_t w = 0; w < width; ++w) {
-    column_of[w] = std::min(static_cast<int64_t>(static_cast<float>(w) * across), f.base_width - 1);
+    column_of[w] = nearest_of(w, across, f.base_width);
   }
   parallel_over(f.batch * height, width * f.channels * 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / height, h = i % height;
-      const int64_t from =
-          std::min(static_cast<int64_t>(static_cast<float>(h) * down), f.base_height - 1);
+      const int64_t from = nearest_of(h, down, f.base_height);
       const float* row = x + n * base.stride(0) + from * base.stride(2);
       const int64_t cell_row = h / f.cell_height, within = h % f.cell_height;
       for (int64_t g = 0; g < f.groups; ++g) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from devices import on_devices
+from devices import on_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class RandomMasks:
         return (torch.rand(shape, generator=self.generator) < self.rate).to(logits.device)
 
 
-@on_devices
+@on_kernels
 @settings(deadline=None, max_examples=15)
 @given(
     family=st.sampled_from(sorted(FAMILIES)),
