@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 from cuda_on_host import library
+
+# What says float32 is compared as float32: on a GPU cuDNN would round it to TF32's ten bits.
+torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(autouse=True)

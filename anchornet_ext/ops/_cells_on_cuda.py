@@ -14,16 +14,22 @@ from anchornet_ext.reference import cells as reference
 
 def with_halo(cells: Tensor, neighbours: Tensor) -> Tensor:
     """As `reference.cells.with_halo`, in one launch on CUDA."""
-    if cells.is_cuda and _extension.cuda_loaded:
+    if _gathers(cells):
         return _gathered(cells.contiguous(), neighbours.contiguous(), len(neighbours))
     return reference.with_halo(cells, neighbours)
 
 
 def take_cells(cells: Tensor, index: Tensor) -> Tensor:
     """As `reference.cells.take_cells`, in one launch on CUDA."""
-    if cells.is_cuda and _extension.cuda_loaded and cells.dim() == 4:
+    if _gathers(cells):
         return _gathered(cells.contiguous(), index[:, None].contiguous(), len(index))
     return reference.take_cells(cells, index)
+
+
+def _gathers(cells: Tensor) -> bool:
+    """Whether the CUDA kernel can: it knows no gradient."""
+    wants_gradient = torch.is_grad_enabled() and cells.requires_grad
+    return cells.is_cuda and _extension.cuda_loaded and cells.dim() == 4 and not wants_gradient
 
 
 def convolve_cells(
@@ -41,6 +47,11 @@ def convolve_cells(
 
     Nothing waits for the device. Batches are rounded up to sizes that come again, see `_room`.
     """
+    if cells.dim() != 4 or not cells.is_contiguous():
+        raise RuntimeError(
+            f"convolve_cells: cells must be (R, h, w, C) and contiguous, got shape "
+            f"{tuple(cells.shape)}, strides {cells.stride()}"
+        )
     _, height, width, inputs = cells.shape
     count = len(cells) if neighbours is None else len(neighbours)
     taps = 1 if neighbours is None else neighbours.shape[1]

@@ -310,6 +310,15 @@ def test_a_convolution_of_cells_is_gathered_once_and_finished_once() -> None:
     )
 
 
+def test_cells_that_are_not_contiguous_are_refused() -> None:
+    """The room behind them is found by their size, not by their strides."""
+    single = ops.pack_cells(cells_of(1, 8, 16, 1, 1), torch.ones(1, 8))
+    cells = cells_of(40, 2, 2, 16).transpose(1, 2)
+    arguments = (None, single.weight, single.bias, [37], 8, None, None, 0)
+    with library.in_place_of_cpu_kernels(), pytest.raises(RuntimeError, match="and contiguous"):
+        torch.ops.anchornet_ext.convolve_cells(cells[:37], *arguments)
+
+
 def test_batches_are_rounded_up_to_few_sizes() -> None:
     rooms = {n: _cells_on_cuda._room(n) for n in range(4097)}
     assert all(n <= room and 16 * room <= 17 * n for n, room in rooms.items())
@@ -320,7 +329,7 @@ def test_batches_are_rounded_up_to_few_sizes() -> None:
 @given(
     slots=st.lists(any_index, min_size=24, max_size=24),
     share=st.sampled_from([1, 3, 4, 16]),
-    dtype=st.sampled_from([torch.float16, torch.float32, torch.float64]),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
 )
 def test_slots_without_a_cell_keep_the_base(
     slots: list[int], share: int, dtype: torch.dtype
