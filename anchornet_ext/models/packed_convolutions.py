@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from torch.autograd import forward_ad
 
 from anchornet_ext import _extension
 from anchornet_ext.ops import MapWeights, convolve_maps, pack_maps
+
+Activation = Literal["none", "relu"]
 
 #: For how many kinds of work a convolution remembers the order of its weights.
 _MAX_KNOWN = 64
@@ -43,6 +45,23 @@ def pack_convolutions(network: nn.Module) -> int:
     return len(found)
 
 
+def runs_natively(input: Tensor) -> bool:
+    """Whether nothing but the values is wanted: nobody traces, watches, pretends or maps.
+
+    One answer holds for all that a network computes from `input`.
+    """
+    return (
+        input.is_cpu
+        and type(input) is Tensor
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and not torch.is_autocast_enabled("cpu")
+        and forward_ad._current_level < 0  # a forward-mode gradient would be lost
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
 class PackedConv2d(nn.Conv2d):
     """`nn.Conv2d` for inference on a CPU, with the same results up to rounding.
 
@@ -53,8 +72,33 @@ class PackedConv2d(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self._runs_packed(input):
+        if not (runs_natively(input) and self._takes(input)):
             return super().forward(input)
+        return self._run_packed(input)
+
+    def run_fused(
+        self, input: Tensor, add: Tensor | None = None, activation: Activation = "none"
+    ) -> Tensor:
+        """``activation(convolution of the input + add)``, in one operation where that can be.
+
+        For callers that have asked `runs_natively` already: of their own input, say.
+
+        Args:
+            add: whatever can be added to the result.
+        """
+        fits = self._takes(input) and (
+            add is None or (add.dtype == input.dtype and add.shape == self._output_shape(input))
+        )
+        if fits:
+            return self._run_packed(input, add, activation)
+        out = super().forward(input)
+        if add is not None:
+            out = out + add
+        return out.relu() if activation == "relu" else out
+
+    def _run_packed(
+        self, input: Tensor, add: Tensor | None = None, activation: Activation = "none"
+    ) -> Tensor:
         known = self._known_orders()
         if self._is_small(input):
             if known.of_maps is None:
@@ -66,29 +110,28 @@ class PackedConv2d(nn.Conv2d):
                 stride=self.stride,
                 padding=self.padding,  # type: ignore[arg-type]  # no string can be packed
                 dilation=self.dilation,
+                add=add,
+                activation=activation,
             )
-        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            input,
-            self._packed(known, input),
-            self.bias,
-            self.padding,
-            self.stride,
-            self.dilation,
-            self.groups,
-            "none",
-            [],
-            "",
+        weights = self._packed(known, input)
+        where = (self.padding, self.stride, self.dilation, self.groups)
+        out: Tensor
+        if add is None:
+            out = torch.ops.mkldnn._convolution_pointwise.default(
+                input, weights, self.bias, *where, activation, [], ""
+            )
+            return out
+        after = None if activation == "none" else activation
+        out = torch.ops.mkldnn._convolution_pointwise.binary(
+            input, add, weights, self.bias, *where, "add", None, after, [], None
         )
         return out
 
-    def _runs_packed(self, input: Tensor) -> bool:
-        """Asked at every call, so the dearest questions come last."""
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-            return False
+    def _takes(self, input: Tensor) -> bool:
+        """Whether this is work for the packed weights, asked at every call."""
         weight = self.weight
         return (
-            input.is_cpu
-            and weight.is_cpu
+            weight.is_cpu
             and input.dtype == weight.dtype
             and input.dim() == 4
             and input.shape[0] > 0
@@ -98,12 +141,6 @@ class PackedConv2d(nn.Conv2d):
             and input.shape[2] * input.shape[3] > 1
             and not (torch.is_grad_enabled() and _wants_gradient(input, weight, self.bias))
             and _has_kernels(input.dtype)
-            and not torch.is_autocast_enabled("cpu")
-            and forward_ad._current_level < 0  # a forward-mode gradient would be lost
-            # Nobody watches, pretends or maps.
-            and type(input) is Tensor
-            and torch._C._len_torch_dispatch_stack() == 0
-            and torch._C._functorch.peek_interpreter_stack() is None
         )
 
     def _is_small(self, input: Tensor) -> bool:
@@ -131,6 +168,9 @@ class PackedConv2d(nn.Conv2d):
             for d, kernel in enumerate(self.kernel_size)
         )
         return height, width
+
+    def _output_shape(self, input: Tensor) -> tuple[int, ...]:
+        return (input.shape[0], self.out_channels, *self._output_size(input))
 
     def _known_orders(self) -> _Known:
         weight = self.weight

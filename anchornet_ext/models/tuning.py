@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .fused_network import FusedNetwork
 from .norm_folding import FoldedNorms, fold_batch_norms
 from .packed_convolutions import pack_convolutions
 
@@ -30,8 +31,9 @@ def tune(
     In evaluation mode, without gradients, batch norm folded into the convolutions wherever that is
     exact (`norm_folding.fold_batch_norms`), weights and images in channels_last, and on the CPU the
     weights of convolutions in the kernels' own order (`packed_convolutions`), which takes as much
-    memory as they do once more. `network` itself is left as it is; later changes to it do not reach
-    the copy.
+    memory as they do once more, and operations fused where `torch.fx` sees the network's graph
+    (`graph_fusion`; its modules may not be exchanged then). `network` itself is left as it is;
+    later changes to it do not reach the copy.
 
     Args:
         network: maps images (B, C, H, W) to a tensor. A tuned one is taken apart first.
@@ -96,13 +98,14 @@ class TunedNetwork(nn.Module):
         tensors = (*network.parameters(), *network.buffers())
         self.dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
         self._compiled: _Compiled | None = None
+        self._fused: FusedNetwork | None = None
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Any:
         images = images.to(self.dtype, memory_format=torch.channels_last)
         # Inside of somebody else's compilation, and for shapes alone, the network as it is.
         if not self.is_compiled or images.is_meta or torch.compiler.is_compiling():
-            return self.network(images)
+            return self._run_plain(images)
         return self._run_compiled(images)
 
     def train(self, mode: bool = True) -> TunedNetwork:
@@ -111,20 +114,28 @@ class TunedNetwork(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TunedNetwork:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._compiled = None  # frozen weights are those of before
+        self._compiled = self._fused = None  # frozen weights are those of before
         weight = next(iter(self.network.parameters()), None)
         if weight is not None and weight.is_floating_point():
             self.dtype = weight.dtype
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": None}  # a copy is compiled anew
+        # A copy is compiled and fused anew.
+        return {**self.__dict__, "_compiled": None, "_fused": None}
 
     def extra_repr(self) -> str:
         return (
             f"norms_folded={self.norms.folded}, norms_kept={len(self.norms.kept)}, "
             f"is_compiled={self.is_compiled}, dtype={self.dtype}"
         )
+
+    def _run_plain(self, images: Tensor) -> Any:
+        if not images.is_cpu or torch.compiler.is_compiling():
+            return self.network(images)
+        if self._fused is None:
+            self._fused = FusedNetwork(self.network)
+        return (self._fused if self._fused.takes(images) else self.network)(images)
 
     def _run_compiled(self, images: Tensor) -> Any:
         if self._compiled is None:

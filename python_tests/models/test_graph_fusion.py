@@ -1,0 +1,232 @@
+"""A network with its operations fused is the network, whatever its graph."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from anchornet_ext.models import build_backbone, packed_convolutions
+from anchornet_ext.models.graph_fusion import FusedConvolution, fuse
+from anchornet_ext.models.packed_convolutions import _has_kernels
+from anchornet_ext.models.tuning import TunedNetwork, tune
+
+pytestmark = pytest.mark.skipif(
+    not _has_kernels(torch.float32), reason="this PyTorch was built without oneDNN"
+)
+
+CHANNELS = 4
+OPERATIONS = (
+    "conv", "conv", "shared", "strided", "norm", "relu", "relu_", "functional", "functional_",
+    "method_", "add", "add_", "scaled", "identity", "dropout", "flat", "add_number",
+)  # fmt: skip
+
+
+class Drawn(nn.Module):
+    """Operations on the results of earlier ones, in the order in which they were drawn."""
+
+    def __init__(self, steps: list[tuple[str, int, int]]) -> None:
+        super().__init__()
+        self.steps = steps
+        self.shared = nn.Conv2d(CHANNELS, CHANNELS, 1)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=i % 2 == 0) for i in range(len(steps))
+        )
+        self.norm = nn.BatchNorm2d(CHANNELS)
+        self.pool = nn.AvgPool2d(3, 1, 1)
+        self.relu, self.relu_ = nn.ReLU(), nn.ReLU(inplace=True)
+        self.identity, self.dropout = nn.Identity(), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [x]
+        for index, (name, first, second) in enumerate(self.steps):
+            values.append(self.run(name, index, values[first], values[second]))
+        # Everything counts, also what was changed after it was read.
+        return torch.stack([value.reshape(len(x), -1) for value in values])
+
+    def run(self, name: str, index: int, a: Tensor, b: Tensor) -> Tensor:
+        if name == "conv":
+            return self.convs[index](a)
+        if name == "strided":
+            return self.pool(self.convs[index](a))
+        if name == "functional":
+            return functional.relu(a)
+        if name == "functional_":
+            return functional.relu(a, True)
+        if name == "method_":
+            return a.relu_()
+        if name == "add":
+            return a + b
+        if name == "add_":
+            a += b
+            return a
+        if name == "scaled":
+            return torch.add(a, b, alpha=0.5)
+        if name == "add_number":
+            return a + 0.25
+        if name == "flat":
+            return a.view(a.shape)
+        module: nn.Module = getattr(self, name)
+        return module(a)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> Drawn:
+    count = draw(st.integers(1, 9))
+    # Most often of the last results, as networks are.
+    steps = [
+        (
+            draw(st.sampled_from(OPERATIONS)),
+            max(0, index - draw(st.sampled_from([0, 0, 0, 0, 1, 2, 3]))),
+            max(0, index - draw(st.integers(0, 3))),
+        )
+        for index in range(count)
+    ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draw(st.integers(0, 99)))
+        return Drawn(steps).eval()
+
+
+def images(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@settings(max_examples=120, deadline=None)
+@given(network=networks(), batch=st.integers(1, 3))
+def test_any_graph(network: Drawn, batch: int) -> None:
+    x = images(batch, CHANNELS, 5, 6)
+    tuned = tune(network, image_size=(5, 6))
+    untouched, own = x.clone(), x.clone(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected, got = network(untouched), tuned(own)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(own, untouched)  # changed in the same way, if at all
+
+
+def graph_of(tuned: TunedNetwork) -> fx.GraphModule | None:
+    assert tuned._fused is not None
+    return tuned._fused._graph
+
+
+def fused_in(network: nn.Module) -> list[FusedConvolution]:
+    graph = fuse(tune(network, image_size=(9, 9)).network)
+    return [] if graph is None else [m for m in graph.modules() if isinstance(m, FusedConvolution)]
+
+
+class Block(nn.Module):
+    """A residual block, its sum made in place or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+        self.relu = nn.ReLU(in_place)
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.second(self.relu(self.first(x)))
+        if self.in_place:
+            out += x
+        else:
+            out = out + x
+        return self.relu(out)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_residual_block_is_two_operations(in_place: bool) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), Block(in_place))
+    assert [module.activation for module in fused_in(network)] == ["relu", "relu"]
+    graph = fuse(tune(network, image_size=(9, 9)).network)
+    assert graph is not None
+    assert sum(node.op == "call_module" for node in graph.graph.nodes) == 3
+
+
+@pytest.mark.parametrize("last", [nn.ReLU, nn.Identity])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_sums_that_broadcast(last: type[nn.Module], dtype: torch.dtype) -> None:
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 3, 1), last()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.conv(x) + x.mean((2, 3), keepdim=True))
+
+    network, x = Gate().to(dtype), images(2, 3, 4, 5).to(dtype)
+    tuned = tune(network)
+    with torch.no_grad():
+        torch.testing.assert_close(tuned(x), network(x), rtol=2e-2, atol=2e-2)
+    assert graph_of(tuned) is not None
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "googlenet", "mobilenet_v3_small"])
+def test_networks_of_others(name: str) -> None:
+    network = build_backbone(name, 7).eval()
+    tuned = tune(network)
+    x = images(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(x)
+        for _ in range(2):
+            assert (tuned(x) - expected).abs().max() <= 1e-4 * expected.abs().max() + 1e-6
+    assert graph_of(tuned) is not None
+
+
+def test_weights_that_change_and_hooks_that_come() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(inplace=True), nn.Flatten())
+    tuned, x = tune(network), images(2, 3, 6, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(tuned(x), network(x))
+        for part in (network, tuned.network):
+            part.load_state_dict({key: value / 2 for key, value in part.state_dict().items()})
+        torch.testing.assert_close(tuned(x), network(x))
+        handle = tuned.network[0].register_forward_hook(lambda module, args, out: out * 0 - 1)
+        assert (tuned(x) == 0).all()
+        handle.remove()
+        torch.testing.assert_close(tuned(x), network(x))
+        torch.testing.assert_close(tuned.double()(x.double()), network.double()(x.double()))
+
+
+def test_copies_and_files() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU()).eval()
+    tuned, x = tune(network), images(2, 3, 6, 6)
+    keys = tuned.state_dict().keys()
+    expected = tuned(x)
+    assert tuned.state_dict().keys() == keys
+    for copied in (copy.deepcopy(tuned), pickle.loads(pickle.dumps(tuned)), tune(tuned)):
+        torch.testing.assert_close(copied(x), expected)
+        assert graph_of(copied) is not None
+
+
+class ByValue(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu() if x.sum() > 0 else x
+
+
+class Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand(1)
+
+
+@pytest.mark.parametrize("part", [ByValue(), Noise()])
+def test_what_has_no_graph_runs_as_it_is(part: nn.Module) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), part)
+    tuned = tune(network)
+    for x in (images(1, 3, 4, 4), -images(1, 3, 4, 4)):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            expected = network(x)
+            torch.manual_seed(0)
+            torch.testing.assert_close(tuned(x), expected)
+    assert graph_of(tuned) is None
+
+
+def test_a_network_in_training_is_left_alone() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
+    packed_convolutions.pack_convolutions(network)
+    assert fuse(network.train()) is None
+    assert fuse(network.eval()) is not None
