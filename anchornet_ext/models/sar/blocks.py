@@ -49,11 +49,11 @@ class Layer(nn.Module):
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    """`x` after one of "relu", "relu6" and "none"."""
+    """`x` after one of "relu", "relu6" and "none", in place."""
     if activation == "relu":
-        return nn.functional.relu(x)
+        return nn.functional.relu(x, inplace=True)
     if activation == "relu6":
-        return nn.functional.relu6(x)
+        return nn.functional.relu6(x, inplace=True)
     return x
 
 

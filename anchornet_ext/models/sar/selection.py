@@ -56,7 +56,9 @@ def select_cells(masks: Tensor) -> list[BlockCells]:
     # Where the masks are not zero, block after block, without asking the device how many there are.
     found = torch.nonzero_static(by_group.flatten(0, 1), size=sum(totals))
     row, local = found.unbind(1)  # of (L G B, places)
-    window = (row * (places + 1))[:, None] + _neighbours(rows, columns, masks.device)[local]
+    window = (row * (places + 1))[:, None] + _neighbours(rows, columns, masks.device).index_select(
+        0, local
+    )
     around = torch.split(numbers.take(window), totals)
     # Of the cells around, what the block before has: its numbers where both have the cell.
     shared = torch.where(flat[1:], numbers[:-1], -1)
@@ -109,7 +111,7 @@ def cells_of_map(x: Tensor, cells: BlockCells, grid: Grid) -> Tensor:
     group = cells.owner.div(max(batch, 1), rounding_mode="floor")
     image = cells.owner - group * batch
     first = image * (x.shape[2] * x.shape[3] * groups) + group
-    index = first[:, None] + _pixels_of_cells(grid, groups, x.device)[cells.local]
+    index = first[:, None] + _pixels_of_cells(grid, groups, x.device).index_select(0, cells.local)
     taken = pixels.index_select(0, index.flatten())
     return taken.view(-1, grid.cell_height, grid.cell_width, share)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from anchornet_ext.models.tuning import TunedNetwork
 from anchornet_ext.ops import fuse_cells
 
 from .blocks import Block
+from .execution import Execution, kind_of, runs_on_maps
 from .grid import Grid
+from .map_block import MapBlock
 from .module import Choose, SARModule
 from .network import SARNetwork
 from .region_selection import decide
@@ -26,19 +28,34 @@ class SparseSAR(nn.Module):
 
     Batch norms are folded and weights are in channels_last. All blocks' masks of a module come from
     its base branch, so they are known before the refinement branch begins: its cells are gathered
-    once, go through all blocks as cells, and are put back with the fusion (Fig. 3).
+    once, go through all blocks as cells, and are put back with the fusion (Fig. 3). Where so many
+    cells are selected that masking whole maps is faster, that is done instead.
 
     Args:
         network: whose weights are copied.
         compile: run the dense parts, the base branches among them, through `torch.compile`; see
             `models.tuning.tune`.
         dtype: of the weights and the computation; None keeps the network's.
+        execution: how refinement branches run: on selected "cells", on masked "maps", or, "auto",
+            on whichever is expected to be faster for the masks (see `execution.runs_on_maps`).
+
+    Raises:
+        ValueError: another execution.
     """
 
     def __init__(
-        self, network: SARNetwork, *, compile: bool = False, dtype: torch.dtype | None = None
+        self,
+        network: SARNetwork,
+        *,
+        compile: bool = False,
+        dtype: torch.dtype | None = None,
+        execution: Execution = "auto",
     ) -> None:
         super().__init__()
+        if execution not in get_args(Execution):
+            raise ValueError(
+                f"execution must be one of {', '.join(get_args(Execution))}, got {execution!r}"
+            )
         copied = copy.deepcopy(network)
         # Of any size, since all convolutions are padded; small, since a run is watched.
         norms = fold_batch_norms(copied, (32, 32))
@@ -50,7 +67,9 @@ class SparseSAR(nn.Module):
             _tuned(_Start(start, module), norms, compile, dtype)
             for start, module in zip(starts, modules, strict=True)
         )
-        self.refinements = nn.ModuleList(SparseRefinement(module, dtype) for module in modules)
+        self.refinements = nn.ModuleList(
+            SparseRefinement(module, dtype, execution) for module in modules
+        )
         self.end = _tuned(_End(modules[-1].merge, copied), norms, compile, dtype)
         self.num_classes = network.num_classes
         self.cells = network.options.cells
@@ -80,13 +99,18 @@ class SparseSAR(nn.Module):
 class SparseRefinement(nn.Module):
     """The refinement branch and the fusion of a module whose batch norms are folded."""
 
-    def __init__(self, module: SARModule, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, module: SARModule, dtype: torch.dtype | None, execution: Execution) -> None:
         super().__init__()
         groups = module.options.groups
         blocks = [block for block in module.refine if isinstance(block, Block)]
-        self.blocks = nn.ModuleList(SparseBlock(block, groups) for block in blocks)
+        self.blocks = nn.ModuleList(
+            SparseBlock(block, groups) for block in blocks if execution != "maps"
+        )
+        self.map_blocks = nn.ModuleList(MapBlock(block) for block in blocks if execution != "cells")
         self.fusion = copy.deepcopy(module.fusion)
         self.cells = module.options.cells
+        self.execution = execution
+        self.kind = kind_of(blocks, groups)
         self.requires_grad_(False)
         if dtype is not None:
             self.to(dtype)
@@ -100,6 +124,19 @@ class SparseRefinement(nn.Module):
             masks: (L, B, G, rows, columns).
         """
         grid = Grid.over(x.shape[2], x.shape[3], self.cells)
+        on_maps = self.execution == "maps"
+        if self.execution == "auto":
+            on_maps = runs_on_maps(self.kind, x, masks, grid)
+        return (self._on_maps if on_maps else self._on_cells)(x, base, masks, grid)
+
+    def _on_maps(self, x: Tensor, base: Tensor, masks: Tensor, grid: Grid) -> Tensor:
+        for block, pixels in zip(self.map_blocks, grid.spread(masks.to(x.dtype)), strict=True):
+            assert isinstance(block, MapBlock)
+            x = block.run(x, pixels)
+        fused: Tensor = self.fusion(base, x)
+        return fused
+
+    def _on_cells(self, x: Tensor, base: Tensor, masks: Tensor, grid: Grid) -> Tensor:
         selected = select_cells(masks)
         cells = cells_of_map(x, selected[0], grid)
         for block, own in zip(self.blocks, selected, strict=True):

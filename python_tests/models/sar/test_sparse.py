@@ -75,14 +75,15 @@ class RandomMasks:
     batch=st.integers(1, 3),
     rate=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
     dtype=st.sampled_from([torch.float32, torch.float32, torch.float64]),
+    execution=st.sampled_from(["auto", "cells", "cells", "maps"]),
     seed=st.integers(0, 1000),
 )
 def test_sparse_and_masked_dense_give_the_same_numbers(
-    device, family, groups, stride, alpha, beta, cells, size, batch, rate, dtype, seed
+    device, family, groups, stride, alpha, beta, cells, size, batch, rate, dtype, execution, seed
 ):
     options = ModuleOptions(groups, stride, alpha, beta, cells)
     network = tiny_network(family, options, seed).to(device, dtype)
-    sparse = SparseSAR(network)
+    sparse = SparseSAR(network, execution=execution)
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(batch, 3, *size, generator=generator).to(device, dtype)
     with torch.no_grad():
@@ -93,12 +94,13 @@ def test_sparse_and_masked_dense_give_the_same_numbers(
     assert all(torch.equal(a, b) for a, b in zip(masks, dense_masks, strict=True))
 
 
+@pytest.mark.parametrize("execution", ["cells", "maps"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_near(dtype):
+def test_half_precision_is_near(dtype, execution):
     network = tiny_network("bottleneck", ModuleOptions(cells=4))
     images = torch.randn(2, 3, 16, 16)
     expected = SparseSAR(network).run(images, RandomMasks(0.5, 1))[0]
-    got = SparseSAR(network, dtype=dtype).run(images, RandomMasks(0.5, 1))[0]
+    got = SparseSAR(network, dtype=dtype, execution=execution).run(images, RandomMasks(0.5, 1))[0]
     assert got.dtype == dtype
     torch.testing.assert_close(got.float(), expected, rtol=5e-2, atol=1e-1)
 
