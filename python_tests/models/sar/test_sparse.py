@@ -147,7 +147,11 @@ def test_what_no_mask_selects_is_never_read():
         sar_cost(network, (16, 16)).of_masks(masks).tolist()
         == [sar_cost(network, (16, 16)).fixed] * 2
     )
-    assert sparse.run(torch.ones(2, 3, 16, 16), RandomMasks(0.5, 1))[0].isnan().all()
+    # It does not reach the logits: oneDNN's ReLU makes 0 of what is no number.
+    fused: list[Tensor] = []
+    sparse.refinements[-1].register_forward_hook(lambda _, __, out: fused.append(out))
+    sparse.run(torch.ones(2, 3, 16, 16), RandomMasks(0.5, 1))
+    assert fused[0].isnan().all()
 
 
 @pytest.mark.parametrize("blocks", [(0,), (1,), (0, 1), ()])
