@@ -67,7 +67,8 @@ def convolve_maps(
         maps: (B, C, H, W) float32 on the CPU; channels_last, or it costs a copy.
         weights: of `pack_maps`, in float32.
         bias: (O,) or None.
-        stride, padding, dilation: of rows and of columns, as `torch.nn.functional.conv2d` has them.
+        stride, padding, dilation: of rows and of columns, as `torch.nn.functional.conv2d` has them;
+            each below 2^31.
         add: (B, O, H', W'), added before the activation.
         activation: "none" or "relu".
 

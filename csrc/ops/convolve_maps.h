@@ -1,7 +1,9 @@
 // convolve_maps: checks, and the sizes of a convolution of whole maps.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -12,6 +14,10 @@ namespace anchornet::maps {
 // Outputs lie in panels of so many columns; the last panel is as wide as it must be, in whole
 // vectors of the widest kind.
 constexpr int64_t kPanel = 64, kStep = 16;
+
+// Of a kernel, stride, padding or dilation, and of the pixels of a result, so that no sum or
+// product of them overflows.
+constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
 
 enum Activation : int64_t { kNone = 0, kRelu = 1 };
 
@@ -43,6 +49,13 @@ inline bool has_channels_last(const Tensor& t) {
   return true;
 }
 
+// Whether `size` entries are p's weights, of which nothing but the signs is known: no product of
+// theirs is computed before it is known to fit.
+inline bool holds(int64_t size, const Plan& p) {
+  if (p.kernel_height > size / p.kernel_width || p.taps() > size / p.inputs) return false;
+  return p.outputs <= size && size % p.depth() == 0 && size / p.depth() == p.columns();
+}
+
 // Throws where the arguments do not fit each other.
 inline Plan plan_maps(const Tensor& maps, const Tensor& weight, const std::optional<Tensor>& bias,
                       int64_t outputs, const std::vector<int64_t>& kernel,
@@ -68,9 +81,10 @@ inline Plan plan_maps(const Tensor& maps, const Tensor& weight, const std::optio
                {"padding", padding, 0},
                {"dilation", dilation, 1}};
   for (const auto& pair : pairs) {
-    STD_TORCH_CHECK(
-        pair.values.size() == 2 && pair.values[0] >= pair.least && pair.values[1] >= pair.least,
-        "convolve_maps: ", pair.name, " must be two numbers of at least ", pair.least);
+    const auto fits = [&](int64_t value) { return value >= pair.least && value <= kMost; };
+    STD_TORCH_CHECK(pair.values.size() == 2 && fits(pair.values[0]) && fits(pair.values[1]),
+                    "convolve_maps: ", pair.name, " must be two numbers of at least ", pair.least,
+                    " and below 2^31");
   }
   p.kernel_height = kernel[0];
   p.kernel_width = kernel[1];
@@ -89,11 +103,13 @@ inline Plan plan_maps(const Tensor& maps, const Tensor& weight, const std::optio
                   padding[0], " and ", padding[1]);
   p.out_height = places(0, p.height);
   p.out_width = places(1, p.width);
-  STD_TORCH_CHECK(outputs > 0 && weight.scalar_type() == ScalarType::Float &&
-                      weight.is_contiguous() && weight.dim() == 1 &&
-                      weight.size(0) == p.depth() * p.columns(),
-                  "convolve_maps: weight must be packed as (", p.depth() * p.columns(),
-                  "), float32, got shape ", shape_of(weight));
+  STD_TORCH_CHECK(p.out_height <= kMost / p.out_width, "convolve_maps: a result of ", p.out_height,
+                  "x", p.out_width, " pixels is more than it can take");
+  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float && weight.is_contiguous() &&
+                      weight.dim() == 1 && outputs > 0 && holds(weight.size(0), p),
+                  "convolve_maps: weight must be packed as one row for ", outputs,
+                  " output channels (in sixteens) of ", p.inputs, "x", p.kernel_height, "x",
+                  p.kernel_width, ", float32, got shape ", shape_of(weight));
   if (bias) {
     STD_TORCH_CHECK(bias->scalar_type() == ScalarType::Float && bias->is_contiguous() &&
                         bias->dim() == 1 && bias->size(0) == outputs,

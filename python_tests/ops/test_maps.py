@@ -109,6 +109,48 @@ def test_compiled_it_has_the_same_shape() -> None:
     torch.library.opcheck(CONVOLVE, arguments)
 
 
+def test_torch_compile_takes_it_whole() -> None:
+    maps, weights = in_channels_last(draw(2, 5, 6, 7)), ops.pack_maps(draw(20, 5, 3, 3))
+    bias, add = draw(20, seed=1), draw(2, 20, 6, 7, seed=2)
+
+    def run(maps: Tensor, add: Tensor) -> Tensor:
+        return ops.convolve_maps(maps, weights, bias, padding=(1, 1), add=add, activation="relu")
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(maps, add), run(maps, add))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kernel": (2**62, 4), "padding": (2**61, 0)},
+        {"kernel": (2**31 - 1, 2**31 - 1), "padding": (2**30, 2**30)},
+        {"stride": (2**63 - 1, 1)},
+        {"padding": (2**62, 0)},
+        {"padding": (2**31 - 1, 2**31 - 1)},  # a result of 2^64 pixels
+        {"dilation": (2**62, 1)},
+        {"dilation": (1, 2**63 - 1)},
+        {"channels": 2**63 - 1},
+        {"channels": 2**59},
+    ],
+)
+def test_numbers_that_overflow_are_refused(change: dict[str, object]) -> None:
+    arguments = {
+        "maps": in_channels_last(draw(1, 5, 6, 7)),
+        "weight": ops.pack_maps(draw(20, 5, 3, 3)).weight,
+        "bias": None,
+        "channels": 20,
+        "kernel": (3, 3),
+        "stride": (1, 1),
+        "padding": (1, 1),
+        "dilation": (1, 1),
+        "add": None,
+        "activation": 0,
+    }
+    with pytest.raises(RuntimeError, match="convolve_maps: "):
+        CONVOLVE(**{**arguments, **change})
+
+
 def test_arguments_that_do_not_fit() -> None:
     maps, weights = draw(2, 5, 6, 7), ops.pack_maps(draw(20, 5, 3, 3))
     with pytest.raises(TypeError, match=r"maps must be float32, got torch\.float64"):
