@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -267,3 +270,31 @@ def test_each_order_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
             assert len(packed) == 3
             if torch.get_num_threads() == 1:  # with more, the order may depend on the batch
                 assert len({id(tensor) for tensor in packed.values()}) == 1
+
+
+@pytest.mark.parametrize(("own", "size"), [(True, 3), (False, 24)], ids=["convolve_maps", "oneDNN"])
+def test_two_threads_give_what_one_gives(own: bool, size: int) -> None:
+    """Both begin with a module whose weights nobody has packed, on batches of many sizes."""
+    if own and not packed_convolutions._has_fast_maps():
+        pytest.skip("this processor has no fast small maps")
+    plain, alone = pair(64, 48, 3, padding=1)
+    # The threads take the sizes in opposite orders, so that each packs what the other needs next.
+    batches = [images(n, 64, size, size) for n in (1, 2, 3, 5, 9, 17)]
+    with torch.no_grad():
+        expected = [alone(x) for x in batches]
+    for x in batches:
+        assert_same(alone, plain, x)
+    for _ in range(5):
+        shared = copy.deepcopy(alone)  # which packs its own
+        assert not ran_packed(shared)
+        start = threading.Barrier(2)
+
+        def run(turn: int, shared: PackedConv2d = shared, start: Any = start) -> list[Tensor]:
+            start.wait(timeout=60)
+            with torch.no_grad():
+                return [shared(x) for x in batches[::turn]][::turn]
+
+        with ThreadPoolExecutor(2) as pool:
+            for results in pool.map(run, (1, -1)):
+                for got, wanted in zip(results, expected, strict=True):
+                    assert torch.equal(got, wanted)
