@@ -36,14 +36,22 @@ from .common.network_system import NetworkSystem
 from .common.storage import Saved
 
 _CLASSIFIERS = {"family": None, "gru": True, "linear": False}
-#: Appendix A.3, by the beginning of the backbone's name: learning rate of the encoders, lambda, and
-#: whether f_G is trained after its own fine-tuning. The first is for all others.
-_RECIPES: tuple[tuple[str, tuple[float, float, bool]], ...] = (
-    ("", (0.01, 1.0, True)),
-    ("regnet", (0.02, 1.0, True)),
-    ("mobilenet", (0.005, 5.0, False)),
-    ("efficientnet", (0.005, 5.0, False)),
-)
+#: Appendix A.3, by the backbone's family: learning rate of the encoders, lambda, and whether f_G is
+#: trained after its own fine-tuning. ResNets, DenseNets and all others have `_USUAL_RECIPE`.
+_USUAL_RECIPE = (0.01, 1.0, True)
+_RECIPES = {
+    "regnet": (0.02, 1.0, True),
+    "mobilenet": (0.005, 5.0, False),
+    "efficientnet": (0.005, 5.0, False),
+}
+
+
+def _family(backbone: str) -> str | None:
+    """The key of `_RECIPES` that a backbone of torchvision or timm belongs to, by its name.
+
+    timm puts where the weights are from before the family: "timm/tf_efficientnet_b2".
+    """
+    return next((family for family in _RECIPES if family in backbone.lower()), None)
 
 
 @dataclass(frozen=True)
@@ -105,8 +113,10 @@ class GFNetOptions(BackboneOptions):
 
     def recipe(self) -> tuple[float, float, bool]:
         """(learning rate of the encoders, lambda, whether f_G learns in stages I and III)."""
-        known = [recipe for start, recipe in _RECIPES if self.backbone.startswith(start)]
-        encoder_lr, regularisation, glance_learns = known[-1]
+        family = _family(self.backbone)
+        encoder_lr, regularisation, glance_learns = (
+            _USUAL_RECIPE if family is None else _RECIPES[family]
+        )
         if self.encoder_lr is not None:
             encoder_lr = self.encoder_lr
         if self.regularisation is not None:
@@ -174,7 +184,7 @@ class GFNetSystem(NetworkSystem):
         left_out = set()
         if options.has_weights:
             left_out.add("backbone")
-        if options.backbone.startswith("efficientnet"):
+        if _family(options.backbone) == "efficientnet":
             left_out.add("refine")
         return tuple(stage.name for stage in self.stages if stage.name not in left_out)
 
