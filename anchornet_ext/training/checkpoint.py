@@ -59,11 +59,27 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a state dict as safetensors."""
+    """Writes a state dict as safetensors; equal ones as equal bytes."""
     # safetensors refuses tensors that share memory, as tied weights do
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     with _made(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, dict(metadata))
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Brings the metadata of a safetensors file, which come in a random order, into that of names.
+
+    The file begins with the length of its header, 8 bytes, and the header, JSON padded by spaces.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(content) <= size:  # the same characters; longer only if others were escaped
+            file.seek(8)
+            file.write(content.ljust(size))
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
