@@ -14,6 +14,7 @@ from .exit_policy import Answer, ExitPolicy
 from .exit_table import ExitTable
 from .fitting import Method, fit_thresholds
 from .outcome import Outcome, outcome
+from .quantities import short
 from .temperature import fit_temperatures
 
 Unit = Literal["macs", "milliseconds"]
@@ -196,11 +197,15 @@ def check_table(table: ExitTable, recipe: Recipe) -> None:
     cost = table.costs(recipe.goal.unit)
     if recipe.goal.budget is not None and recipe.goal.budget < cost[0]:
         raise ValueError(
-            f"a budget of {recipe.goal.budget:g} cannot be met: an image that leaves at the first "
-            f"exit costs {cost[0]:g} already"
+            f"a budget of {_amount(recipe.goal.budget, recipe.goal.unit)} cannot be met: an image "
+            f"that leaves at the first exit costs {_amount(cost[0], recipe.goal.unit)} already"
         )
     if recipe.temperatures == "on" and table.temperatures is None:
         fit_temperatures(table)  # says what is missing
+
+
+def _amount(value: float, unit: Unit) -> str:
+    return short(value) if unit == "macs" else f"{value:g} ms"
 
 
 def _cross_fit(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _extension
+from .quantities import short
 
 Method = Literal["search", "geometric"]
 METHODS: tuple[Method, ...] = ("search", "geometric")
@@ -204,7 +205,7 @@ def _checked_budget(budget: float, cost: NDArray[np.float64]) -> float:
         raise ValueError("budget is NaN")
     if budget < cost[0]:
         raise ValueError(
-            f"budget {budget:g} is below the cost of the cheapest exit, {cost[0]:g}: "
+            f"budget {short(budget)} is below the cost of the cheapest exit, {short(cost[0])}: "
             "no thresholds can reach it"
         )
     return float(budget)

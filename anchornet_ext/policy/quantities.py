@@ -8,6 +8,17 @@ _PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 
+def short(value: float) -> str:
+    """A number as a person types it, to six digits: 74M, 1.25G, 0.5."""
+    rounded = float(f"{value:.6g}")
+    prefix = max((p for p in _PREFIXES if abs(rounded) >= _PREFIXES[p]), key=_scale, default="")
+    return f"{rounded / _PREFIXES[prefix]:.6g}{prefix}"
+
+
+def _scale(prefix: str) -> float:
+    return _PREFIXES[prefix]
+
+
 def macs(text: str) -> float:
     """Multiply-adds: a number, possibly with k, M, G or T, possibly with "MACs" behind.
 

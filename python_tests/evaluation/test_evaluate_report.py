@@ -208,7 +208,7 @@ def test_temperatures_of_mean_probabilities_are_refused(
     ("arguments", "message"),
     [
         (["--operating-points", "much"], "'much' is no number of multiply-adds"),
-        (["--operating-points", "1k"], "a budget of 1000 multiply-adds is below the"),
+        (["--operating-points", "1k"], "a budget of 1k multiply-adds is below the"),
         (["--policy", "gone"], "No such file"),
         (["--policy", "NOTHING"], "is not JSON"),
         (["--policy", "TWO"], "3 exits need 2 thresholds, got 1"),
