@@ -35,6 +35,7 @@ from rich.progress import track
 from rich.table import Table
 from threshold_ceiling import ceiling_curve
 
+from anchornet_ext._files import write_whole
 from anchornet_ext.policy.exit_policy import ANSWERS, Answer
 from anchornet_ext.policy.exit_table import ExitTable
 from anchornet_ext.policy.fitting import fit_thresholds
@@ -195,7 +196,7 @@ def report(
                 answer: round(gain, 4) for answer, gain in ceiling.items()
             },
         }
-        out.write_text(json.dumps(record, indent=1) + "\n")
+        write_whole(out, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def numbers(text: str) -> list[float]:

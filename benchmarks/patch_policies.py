@@ -33,6 +33,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
+from anchornet_ext._files import write_whole
 from anchornet_ext.data.image_folder import Samples, scan
 from anchornet_ext.data.sources import decode
 from anchornet_ext.inference import TwoStageClassifier
@@ -75,7 +76,7 @@ def main() -> int:
     result |= {"model": str(args.model), "data": str(args.data), "images": count}
     print_tables(result)
     if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_whole(args.json, (json.dumps(result, indent=2) + "\n").encode())
     return 0
 
 

@@ -25,6 +25,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from anchornet_ext._files import write_whole
 from anchornet_ext.data.photos import read_photo
 from anchornet_ext.evaluation.exit_values import TEMPERATURES, exit_values
 from anchornet_ext.evaluation.listing import list_images
@@ -51,7 +52,7 @@ def main() -> int:
     result |= {"model": str(args.model), "images": len(labels), "seeds": args.seeds}
     print_tables(result)
     if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_whole(args.json, (json.dumps(result, indent=1) + "\n").encode())
     return 0
 
 
