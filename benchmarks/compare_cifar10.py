@@ -65,22 +65,22 @@ ENTRIES: Mapping[str, Entry] = {
         "--system ranet --preset cifar",
         # A quarter of the CPU time of `cifar`.
         "--system ranet --preset cifar-growing",
-        5,
+        2,
     ),
     "msdnet": Entry(
         "--system msdnet --preset cifar-batch",
         "--system msdnet --preset cifar-batch",
-        8,
+        3,
     ),
     "sar": Entry(
         "--system sar --backbone resnet32",
         "--system sar --backbone resnet32",
-        8,
+        3,
     ),
     "resnet32": Entry(
         "--system plain --backbone cifar/resnet32",
         "--system plain --backbone cifar/resnet32 --network-nesterov",
-        19,
+        7,
     ),
 }
 

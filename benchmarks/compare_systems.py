@@ -39,6 +39,8 @@ RECIPE = {
     "optimizer": "adamw",
     "weight-decay": "0.05",
     "label-smoothing": "0.1",
+    # Steps at shares of the epochs, the published schedule of some, leave little of a few epochs.
+    "schedule": "cosine",
     "crop-scale": "0.25 1",
 }
 #: Learning rates of random weights, and of weights that an earlier stage has trained.
@@ -127,7 +129,7 @@ ENTRIES = {
             "glance": Stage(2, TUNING),
             "sequence": Stage(2, "1e-3"),
             # Its reward wants one label for each photo.
-            "policy": Stage(2, "3e-4", {"label-smoothing": None}),
+            "policy": Stage(2, "3e-4", {"label-smoothing": None, "schedule": None}),
             "refine": Stage(1, "1e-3"),
         },
     ),
