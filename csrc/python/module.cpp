@@ -1,8 +1,9 @@
 // The pybind11 module `_C`. Importing it also registers the operators' schemas and CPU kernels,
-// which live in the same library; here are the facts of the build and the threshold solver's
-// binding.
+// which live in the same library; here are the facts of the build, which kernels run, and the
+// threshold solver's binding.
 #include <pybind11/pybind11.h>
 
+#include "ops/cpu/instruction_sets.h"
 #include "python/exit_policy.h"
 
 namespace py = pybind11;
@@ -23,6 +24,17 @@ py::dict build_info() {
   return info;
 }
 
+const char* instruction_set() {
+  switch (anchornet::instruction_set) {
+    case anchornet::InstructionSet::kV4:
+      return "x86-64-v4";
+    case anchornet::InstructionSet::kV3:
+      return "x86-64-v3";
+    default:
+      return "any";
+  }
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -33,5 +45,7 @@ PYBIND11_MODULE(_C, m) {
         "What this library was built with: version, torch_built_with, cuda_version and "
         "cuda_architectures (as torch writes them, with spaces between; both empty for a CPU "
         "build), compiler.");
+  m.def("instruction_set", &instruction_set,
+        "Of the CPU kernels that run here: x86-64-v4 (AVX-512), x86-64-v3 (AVX2), or any.");
   bind_exit_policy(m);
 }

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "common/parallel.h"
+#include "ops/cpu/instruction_sets.h"
 
 #ifdef ANCHORNET_X86
 #include <immintrin.h>
@@ -45,7 +46,7 @@ ANCHORNET_VBMI ANCHORNET_INLINE __m512i look_up(const Table256& table, __m512i b
 }  // namespace
 
 bool looks_up_bytes() {
-  return __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512vbmi");
+  return instruction_set == InstructionSet::kV4 && __builtin_cpu_supports("avx512vbmi");
 }
 
 ANCHORNET_VBMI void look_up_bytes(const SourceRows& from, const TargetRows& to, int64_t rows,

@@ -6,9 +6,10 @@
 #include <vector>
 
 #include "common/parallel.h"
+#include "ops/cpu/instruction_sets.h"
 #include "ops/gather_patches.h"
 
-#ifdef ANCHORNET_VERSIONS
+#ifdef ANCHORNET_X86
 #include <immintrin.h>
 #endif
 
@@ -17,7 +18,7 @@ namespace {
 
 #define ANCHORNET_INLINE __attribute__((always_inline)) inline
 
-#ifdef ANCHORNET_VERSIONS
+#ifdef ANCHORNET_X86
 
 // ---- 16 at a time
 
@@ -99,8 +100,8 @@ ANCHORNET_V4 ANCHORNET_INLINE void convert_rows_to(const SourceRows& from, const
   convert_rows16<3, Out>(from, to, rows, count, by);
 }
 
-ANCHORNET_V4 void convert_rows(const SourceRows& from, ScalarType type, const TargetRows& to,
-                               int64_t rows, int64_t count, const ByteStatistics& by) {
+ANCHORNET_V4 void convert_rows_v4(const SourceRows& from, ScalarType type, const TargetRows& to,
+                                  int64_t rows, int64_t count, const ByteStatistics& by) {
   switch (type) {
     case ScalarType::Half:
       return convert_rows_to<Half>(from, to, rows, count, by);
@@ -191,8 +192,8 @@ ANCHORNET_V3 ANCHORNET_INLINE void convert_rows_to8(const SourceRows& from, cons
   convert_rows8<3, Out>(from, to, rows, count, by);
 }
 
-ANCHORNET_V3 void convert_rows(const SourceRows& from, ScalarType type, const TargetRows& to,
-                               int64_t rows, int64_t count, const ByteStatistics& by) {
+ANCHORNET_V3 void convert_rows_v3(const SourceRows& from, ScalarType type, const TargetRows& to,
+                                  int64_t rows, int64_t count, const ByteStatistics& by) {
   switch (type) {
     case ScalarType::Half:
       return convert_rows_to8<Half>(from, to, rows, count, by);
@@ -205,8 +206,8 @@ ANCHORNET_V3 void convert_rows(const SourceRows& from, ScalarType type, const Ta
 
 #endif
 
-ANCHORNET_ANY void convert_rows(const SourceRows& from, ScalarType type, const TargetRows& to,
-                                int64_t rows, int64_t count, const ByteStatistics& by) {
+void convert_rows_any(const SourceRows& from, ScalarType type, const TargetRows& to, int64_t rows,
+                      int64_t count, const ByteStatistics& by) {
   for_float_type(type, [&](auto tag) {
     using Out = typename decltype(tag)::type;
     if constexpr (!std::is_same_v<Out, double>) {
@@ -221,6 +222,11 @@ ANCHORNET_ANY void convert_rows(const SourceRows& from, ScalarType type, const T
     }
   });
 }
+
+ANCHORNET_CHOICE(void, convert_rows,
+                 (const SourceRows& from, ScalarType type, const TargetRows& to, int64_t rows,
+                  int64_t count, const ByteStatistics& by),
+                 (from, type, to, rows, count, by))
 
 bool quotients_are_exact(float mean, float std) {
   char bytes[256];

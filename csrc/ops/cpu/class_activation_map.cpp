@@ -10,12 +10,13 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "common/parallel.h"
 #include "common/shuffle.h"
+#include "ops/cpu/instruction_sets.h"
+
+#ifdef ANCHORNET_X86
+#include <immintrin.h>
+#endif
 
 namespace anchornet::cam {
 namespace {
@@ -48,7 +49,7 @@ inline float widen(Half x) { return static_cast<float>(x); }
 
 // Row r of `rows` is at x + r * x_stride and goes to y + r * y_stride.
 
-#ifdef ANCHORNET_VERSIONS
+#ifdef ANCHORNET_X86
 ANCHORNET_V4 __attribute__((always_inline)) inline __mmask16 first_lanes(int64_t count) {
   return static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << count) - 1);
 }
@@ -58,8 +59,8 @@ ANCHORNET_V4 __attribute__((always_inline)) inline __m512 load_halves(const Half
   return _mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(mask, from));
 }
 
-ANCHORNET_V4 void widen_rows(const Half* x, int64_t x_stride, float* y, int64_t y_stride,
-                             int64_t rows, int64_t n) {
+ANCHORNET_V4 void widen_rows_v4(const Half* x, int64_t x_stride, float* y, int64_t y_stride,
+                                int64_t rows, int64_t n) {
   for (int64_t r = 0; r < rows; ++r, x += x_stride, y += y_stride) {
     prefetch_ahead(x, n * static_cast<int64_t>(sizeof(Half)));
     int64_t i = 0;
@@ -71,8 +72,8 @@ ANCHORNET_V4 void widen_rows(const Half* x, int64_t x_stride, float* y, int64_t 
   }
 }
 
-ANCHORNET_V3 void widen_rows(const Half* x, int64_t x_stride, float* y, int64_t y_stride,
-                             int64_t rows, int64_t n) {
+ANCHORNET_V3 void widen_rows_v3(const Half* x, int64_t x_stride, float* y, int64_t y_stride,
+                                int64_t rows, int64_t n) {
   for (int64_t r = 0; r < rows; ++r, x += x_stride, y += y_stride) {
     prefetch_ahead(x, n * static_cast<int64_t>(sizeof(Half)));
     int64_t i = 0;
@@ -86,12 +87,17 @@ ANCHORNET_V3 void widen_rows(const Half* x, int64_t x_stride, float* y, int64_t 
 
 #endif
 
-ANCHORNET_ANY void widen_rows(const Half* x, int64_t x_stride, float* y, int64_t y_stride,
-                              int64_t rows, int64_t n) {
+void widen_rows_any(const Half* x, int64_t x_stride, float* y, int64_t y_stride, int64_t rows,
+                    int64_t n) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = 0; i < n; ++i) y[r * y_stride + i] = widen(x[r * x_stride + i]);
   }
 }
+
+ANCHORNET_CHOICE(void, widen_rows,
+                 (const Half* x, int64_t x_stride, float* y, int64_t y_stride, int64_t rows,
+                  int64_t n),
+                 (x, x_stride, y, y_stride, rows, n))
 
 // ---- Pixels contiguous: out[p] += sum_c weight[c] * x[c * channel_stride + p]
 
@@ -117,20 +123,24 @@ template <typename T, typename A>
   }
 }
 
-ANCHORNET_CLONES void add_planes_float(const float* x, int64_t channel_stride, const float* weight,
-                                       int64_t channels, float* out, int64_t n) {
+ANCHORNET_CLONES(void, add_planes_float,
+                 (const float* x, int64_t channel_stride, const float* weight, int64_t channels,
+                  float* out, int64_t n),
+                 (x, channel_stride, weight, channels, out, n)) {
   add_planes(x, channel_stride, weight, channels, out, n);
 }
 
-ANCHORNET_CLONES void add_planes_double(const double* x, int64_t channel_stride,
-                                        const double* weight, int64_t channels, double* out,
-                                        int64_t n) {
+ANCHORNET_CLONES(void, add_planes_double,
+                 (const double* x, int64_t channel_stride, const double* weight, int64_t channels,
+                  double* out, int64_t n),
+                 (x, channel_stride, weight, channels, out, n)) {
   add_planes(x, channel_stride, weight, channels, out, n);
 }
 
-ANCHORNET_CLONES void add_planes_bfloat16(const BFloat16* x, int64_t channel_stride,
-                                          const float* weight, int64_t channels, float* out,
-                                          int64_t n) {
+ANCHORNET_CLONES(void, add_planes_bfloat16,
+                 (const BFloat16* x, int64_t channel_stride, const float* weight, int64_t channels,
+                  float* out, int64_t n),
+                 (x, channel_stride, weight, channels, out, n)) {
   add_planes(x, channel_stride, weight, channels, out, n);
 }
 
@@ -164,10 +174,10 @@ void add_planes_copied(const Half* x, int64_t channel_stride, const float* weigh
   }
 }
 
-#ifdef ANCHORNET_VERSIONS
+#ifdef ANCHORNET_X86
 // The same sums, of numbers that are converted in registers.
-ANCHORNET_V4 void add_planes_half(const Half* x, int64_t channel_stride, const float* weight,
-                                  int64_t channels, float* out, int64_t n) {
+ANCHORNET_V4 void add_planes_half_v4(const Half* x, int64_t channel_stride, const float* weight,
+                                     int64_t channels, float* out, int64_t n) {
   const bool together = channel_stride < 2 * n;
   for (int64_t c = 0; c < channels; c += kPlanes) {
     const Half* plane = x + c * channel_stride;
@@ -187,14 +197,14 @@ ANCHORNET_V4 void add_planes_half(const Half* x, int64_t channel_stride, const f
 
 #endif
 
-ANCHORNET_ANY void add_planes_half(const Half* x, int64_t channel_stride, const float* weight,
-                                   int64_t channels, float* out, int64_t n) {
-  add_planes_copied(x, channel_stride, weight, channels, out, n);
-}
-
 void add_planes_of(const Half* x, int64_t channel_stride, const float* weight, int64_t channels,
                    float* out, int64_t n) {
-  add_planes_half(x, channel_stride, weight, channels, out, n);
+#ifdef ANCHORNET_X86
+  if (instruction_set == InstructionSet::kV4) {
+    return add_planes_half_v4(x, channel_stride, weight, channels, out, n);
+  }
+#endif
+  add_planes_copied(x, channel_stride, weight, channels, out, n);
 }
 
 // ---- Channels contiguous: out[p] += sum_c weight[c] * x[p * step + c]
@@ -294,13 +304,17 @@ template <typename A>
   }
 }
 
-ANCHORNET_CLONES void add_dots_float(const float* x, int64_t step, const float* weight,
-                                     int64_t channels, float* out, int64_t n) {
+ANCHORNET_CLONES(void, add_dots_float,
+                 (const float* x, int64_t step, const float* weight, int64_t channels, float* out,
+                  int64_t n),
+                 (x, step, weight, channels, out, n)) {
   add_dots(x, step, weight, channels, out, n);
 }
 
-ANCHORNET_CLONES void add_dots_double(const double* x, int64_t step, const double* weight,
-                                      int64_t channels, double* out, int64_t n) {
+ANCHORNET_CLONES(void, add_dots_double,
+                 (const double* x, int64_t step, const double* weight, int64_t channels,
+                  double* out, int64_t n),
+                 (x, step, weight, channels, out, n)) {
   add_dots(x, step, weight, channels, out, n);
 }
 
@@ -329,8 +343,10 @@ void add_dots_of(const double* x, int64_t step, const double* weight, int64_t ch
   sum += odd_weight * odd;
 }
 
-ANCHORNET_CLONES void add_dots_bfloat16(const BFloat16* x, int64_t step, const float* weight,
-                                        int64_t channels, float* out, int64_t n) {
+ANCHORNET_CLONES(void, add_dots_bfloat16,
+                 (const BFloat16* x, int64_t step, const float* weight, int64_t channels,
+                  float* out, int64_t n),
+                 (x, step, weight, channels, out, n)) {
   constexpr int64_t kLanes = Lanes<float>::kCount;
   float ordered[kChannelBlock + 2 * kLanes] = {};
   for (int64_t c = 0; c < channels; ++c) {
@@ -381,9 +397,9 @@ void add_dots_copied(const Half* x, int64_t step, const float* weight, int64_t c
   }
 }
 
-#ifdef ANCHORNET_VERSIONS
-ANCHORNET_V4 void add_dots_half(const Half* x, int64_t step, const float* weight, int64_t channels,
-                                float* out, int64_t n) {
+#ifdef ANCHORNET_X86
+ANCHORNET_V4 void add_dots_half_v4(const Half* x, int64_t step, const float* weight,
+                                   int64_t channels, float* out, int64_t n) {
   for (int64_t p = 0; p < n; p += 4) {
     const int64_t pixels = std::min<int64_t>(4, n - p);
     const Half* pixel[4];
@@ -410,14 +426,14 @@ ANCHORNET_V4 void add_dots_half(const Half* x, int64_t step, const float* weight
 
 #endif
 
-ANCHORNET_ANY void add_dots_half(const Half* x, int64_t step, const float* weight, int64_t channels,
-                                 float* out, int64_t n) {
-  add_dots_copied(x, step, weight, channels, out, n);
-}
-
 void add_dots_of(const Half* x, int64_t step, const float* weight, int64_t channels, float* out,
                  int64_t n) {
-  add_dots_half(x, step, weight, channels, out, n);
+#ifdef ANCHORNET_X86
+  if (instruction_set == InstructionSet::kV4) {
+    return add_dots_half_v4(x, step, weight, channels, out, n);
+  }
+#endif
+  add_dots_copied(x, step, weight, channels, out, n);
 }
 
 // ---- Any strides

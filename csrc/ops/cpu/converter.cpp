@@ -7,6 +7,7 @@
 #include "common/parallel.h"
 #include "ops/cpu/bytes_to_floats.h"
 #include "ops/cpu/half_rows.h"
+#include "ops/cpu/instruction_sets.h"
 #include "ops/gather_patches.h"
 
 namespace anchornet::patches {
@@ -56,9 +57,10 @@ ANCHORNET_INLINE void convert_from(const void* from, bool to_double, void* to, i
 
 // Byte, Float or Double to float or double. One plain function with all the loops in it, because
 // only such a function can have clones. mean and std are of the output's type.
-ANCHORNET_CLONES
-void convert_any(ScalarType from_type, const void* from, bool to_double, void* to, int64_t count,
-                 Statistics statistics, const void* mean, const void* std) {
+ANCHORNET_CLONES(void, convert_any,
+                 (ScalarType from_type, const void* from, bool to_double, void* to, int64_t count,
+                  Statistics statistics, const void* mean, const void* std),
+                 (from_type, from, to_double, to, count, statistics, mean, std)) {
   switch (from_type) {
     case ScalarType::Byte:
       return convert_from<uint8_t>(from, to_double, to, count, statistics, mean, std);

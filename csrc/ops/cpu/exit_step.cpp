@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/parallel.h"
+#include "ops/cpu/instruction_sets.h"
 
 namespace anchornet::exit_step {
 namespace {
@@ -37,16 +38,17 @@ inline float exp_nonpositive(float x) {
   return x < -87.0f ? 0.0f : scaled;
 }
 
-ANCHORNET_CLONES void add(float* total, const float* fresh, int64_t n) {
+ANCHORNET_CLONES(void, add, (float* total, const float* fresh, int64_t n), (total, fresh, n)) {
   for (int64_t i = 0; i < n; ++i) total[i] += fresh[i];
 }
 
-ANCHORNET_CLONES void add_scaled(float* total, const float* fresh, float scale, int64_t n) {
+ANCHORNET_CLONES(void, add_scaled, (float* total, const float* fresh, float scale, int64_t n),
+                 (total, fresh, scale, n)) {
   for (int64_t i = 0; i < n; ++i) total[i] += fresh[i] * scale;
 }
 
 // The maximum of the numbers in the row; has_nan tells whether there is something else.
-ANCHORNET_CLONES float maximum(const float* x, int64_t n, bool* has_nan) {
+ANCHORNET_CLONES(float, maximum, (const float* x, int64_t n, bool* has_nan), (x, n, has_nan)) {
   std::array<float, kLanes> top;
   std::array<int32_t, kLanes> nan{};
   top.fill(-std::numeric_limits<float>::infinity());
@@ -71,7 +73,7 @@ ANCHORNET_CLONES float maximum(const float* x, int64_t n, bool* has_nan) {
 }
 
 // The first position of `value`, which is in the row.
-ANCHORNET_CLONES int32_t first_equal(const float* x, int64_t n, float value) {
+ANCHORNET_CLONES(int32_t, first_equal, (const float* x, int64_t n, float value), (x, n, value)) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     int32_t hit = 0;
@@ -83,7 +85,9 @@ ANCHORNET_CLONES int32_t first_equal(const float* x, int64_t n, float value) {
 }
 
 // sum(exp((x - top) / temperature)) for finite `top`.
-ANCHORNET_CLONES float sum_of_exp(const float* x, float top, float inverse_temperature, int64_t n) {
+ANCHORNET_CLONES(float, sum_of_exp,
+                 (const float* x, float top, float inverse_temperature, int64_t n),
+                 (x, top, inverse_temperature, n)) {
   std::array<float, kLanes> sum{};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
@@ -99,8 +103,9 @@ ANCHORNET_CLONES float sum_of_exp(const float* x, float top, float inverse_tempe
 }
 
 // The same, and the terms are kept in `out`.
-ANCHORNET_CLONES float exp_and_sum(float* out, const float* x, float top, float inverse_temperature,
-                                   int64_t n) {
+ANCHORNET_CLONES(float, exp_and_sum,
+                 (float* out, const float* x, float top, float inverse_temperature, int64_t n),
+                 (out, x, top, inverse_temperature, n)) {
   std::array<float, kLanes> sum{};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
@@ -119,11 +124,11 @@ ANCHORNET_CLONES float exp_and_sum(float* out, const float* x, float top, float 
   return sum[0];
 }
 
-ANCHORNET_CLONES void halves_to_floats(const Half* x, float* out, int64_t n) {
+ANCHORNET_CLONES(void, halves_to_floats, (const Half* x, float* out, int64_t n), (x, out, n)) {
   for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(x[i]);
 }
 
-ANCHORNET_CLONES void bfloats_to_floats(const BFloat16* x, float* out, int64_t n) {
+ANCHORNET_CLONES(void, bfloats_to_floats, (const BFloat16* x, float* out, int64_t n), (x, out, n)) {
   for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(x[i]);
 }
 

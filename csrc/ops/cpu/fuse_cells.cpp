@@ -5,13 +5,16 @@
 #include <vector>
 
 #include "common/parallel.h"
+#include "ops/cpu/instruction_sets.h"
 
 namespace anchornet::cells {
 namespace {
 
 // y = a x + b z for one channel group of a pixel; z may be missing.
-ANCHORNET_CLONES
-void mix(const float* a, const float* x, const float* b, const float* z, int64_t count, float* y) {
+ANCHORNET_CLONES(void, mix,
+                 (const float* a, const float* x, const float* b, const float* z, int64_t count,
+                  float* y),
+                 (a, x, b, z, count, y)) {
   if (z == nullptr) {
     for (int64_t c = 0; c < count; ++c) y[c] = a[c] * x[c];
     return;

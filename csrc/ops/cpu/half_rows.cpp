@@ -3,8 +3,9 @@
 #include <bit>
 
 #include "common/parallel.h"
+#include "ops/cpu/instruction_sets.h"
 
-#ifdef ANCHORNET_VERSIONS
+#ifdef ANCHORNET_X86
 #include <immintrin.h>
 #endif
 
@@ -26,24 +27,27 @@ ANCHORNET_INLINE uint16_t narrow(float x) {
   return static_cast<uint16_t>(x != x ? kNan : rounded);
 }
 
-ANCHORNET_CLONES void widen_bfloats(const BFloat16* __restrict from, float* __restrict to,
-                                    int64_t count) {
+ANCHORNET_CLONES(void, widen_bfloats,
+                 (const BFloat16* __restrict from, float* __restrict to, int64_t count),
+                 (from, to, count)) {
   for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]);
 }
 
-ANCHORNET_CLONES void add_bfloats(const BFloat16* __restrict from, float* __restrict sum,
-                                  int64_t count) {
+ANCHORNET_CLONES(void, add_bfloats,
+                 (const BFloat16* __restrict from, float* __restrict sum, int64_t count),
+                 (from, sum, count)) {
   for (int64_t i = 0; i < count; ++i) sum[i] += widen(from[i]);
 }
 
-ANCHORNET_CLONES void narrow_bfloats(const float* __restrict from, BFloat16* __restrict to,
-                                     int64_t count) {
+ANCHORNET_CLONES(void, narrow_bfloats,
+                 (const float* __restrict from, BFloat16* __restrict to, int64_t count),
+                 (from, to, count)) {
   for (int64_t i = 0; i < count; ++i) to[i].x = narrow(from[i]);
 }
 
 // ---- float16
 
-#ifdef ANCHORNET_VERSIONS
+#ifdef ANCHORNET_X86
 
 // The masked forms, also with a full mask: GCC 12 warns about its own header otherwise.
 
@@ -55,14 +59,14 @@ ANCHORNET_V4 ANCHORNET_INLINE __m512 load16(const Half* from, __mmask16 mask) {
   return _mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(mask, from));
 }
 
-ANCHORNET_V4 void widen_halves(const Half* from, float* to, int64_t count) {
+ANCHORNET_V4 void widen_halves_v4(const Half* from, float* to, int64_t count) {
   for (int64_t i = 0; i < count; i += 16) {
     const __mmask16 mask = first_lanes(count - i);
     _mm512_mask_storeu_ps(to + i, mask, load16(from + i, mask));
   }
 }
 
-ANCHORNET_V4 void add_halves(const Half* from, float* sum, int64_t count) {
+ANCHORNET_V4 void add_halves_v4(const Half* from, float* sum, int64_t count) {
   for (int64_t i = 0; i < count; i += 16) {
     const __mmask16 mask = first_lanes(count - i);
     const __m512 so_far = _mm512_maskz_loadu_ps(mask, sum + i);
@@ -70,7 +74,7 @@ ANCHORNET_V4 void add_halves(const Half* from, float* sum, int64_t count) {
   }
 }
 
-ANCHORNET_V4 void narrow_halves(const float* from, Half* to, int64_t count) {
+ANCHORNET_V4 void narrow_halves_v4(const float* from, Half* to, int64_t count) {
   for (int64_t i = 0; i < count; i += 16) {
     const __mmask16 mask = first_lanes(count - i);
     const __m512 wide = _mm512_maskz_loadu_ps(mask, from + i);
@@ -83,13 +87,13 @@ ANCHORNET_V3 ANCHORNET_INLINE __m256 load8(const Half* from) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
 
-ANCHORNET_V3 void widen_halves(const Half* from, float* to, int64_t count) {
+ANCHORNET_V3 void widen_halves_v3(const Half* from, float* to, int64_t count) {
   int64_t i = 0;
   for (; i + 8 <= count; i += 8) _mm256_storeu_ps(to + i, load8(from + i));
   for (; i < count; ++i) to[i] = _cvtsh_ss(from[i].x);
 }
 
-ANCHORNET_V3 void add_halves(const Half* from, float* sum, int64_t count) {
+ANCHORNET_V3 void add_halves_v3(const Half* from, float* sum, int64_t count) {
   int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
     _mm256_storeu_ps(sum + i, _mm256_add_ps(_mm256_loadu_ps(sum + i), load8(from + i)));
@@ -97,7 +101,7 @@ ANCHORNET_V3 void add_halves(const Half* from, float* sum, int64_t count) {
   for (; i < count; ++i) sum[i] += _cvtsh_ss(from[i].x);
 }
 
-ANCHORNET_V3 void narrow_halves(const float* from, Half* to, int64_t count) {
+ANCHORNET_V3 void narrow_halves_v3(const float* from, Half* to, int64_t count) {
   int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
     const __m128i narrow = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
@@ -108,17 +112,24 @@ ANCHORNET_V3 void narrow_halves(const float* from, Half* to, int64_t count) {
 
 #endif
 
-ANCHORNET_ANY void widen_halves(const Half* from, float* to, int64_t count) {
+void widen_halves_any(const Half* from, float* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
 }
 
-ANCHORNET_ANY void add_halves(const Half* from, float* sum, int64_t count) {
+void add_halves_any(const Half* from, float* sum, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sum[i] += static_cast<float>(from[i]);
 }
 
-ANCHORNET_ANY void narrow_halves(const float* from, Half* to, int64_t count) {
+void narrow_halves_any(const float* from, Half* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<Half>(from[i]);
 }
+
+ANCHORNET_CHOICE(void, widen_halves, (const Half* from, float* to, int64_t count),
+                 (from, to, count))
+ANCHORNET_CHOICE(void, add_halves, (const Half* from, float* sum, int64_t count),
+                 (from, sum, count))
+ANCHORNET_CHOICE(void, narrow_halves, (const float* from, Half* to, int64_t count),
+                 (from, to, count))
 
 }  // namespace
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/parallel.h"
+#include "ops/cpu/instruction_sets.h"
 
 namespace anchornet::patches {
 namespace {
@@ -20,8 +21,10 @@ ANCHORNET_INLINE void copy_blocks(const char* from, char* to, int64_t bytes) {
 }
 
 // The C library's memcpy prepares for long copies, which takes longer than such a row.
-ANCHORNET_CLONES void copy_short_rows(const char* from, int64_t from_step, char* to,
-                                      int64_t to_step, int64_t count, int64_t bytes) {
+ANCHORNET_CLONES(void, copy_short_rows,
+                 (const char* from, int64_t from_step, char* to, int64_t to_step, int64_t count,
+                  int64_t bytes),
+                 (from, from_step, to, to_step, count, bytes)) {
   const SourceRows all{from, from_step};
   for (int64_t r = 0; r < count; ++r, from += from_step, to += to_step) {
     prefetch_row(all, r, count, bytes);
@@ -44,7 +47,7 @@ struct Split {  // pixels -> planes
   static constexpr int lane(int k, int j, int) { return 3 * j + k; }
 };
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__has_builtin)
+#if defined(ANCHORNET_X86) && defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define ANCHORNET_SHUFFLES 1
 #endif
@@ -179,15 +182,15 @@ struct Movers {
 
 ANCHORNET_MOVERS(kPlain, 0);
 #ifdef ANCHORNET_SHUFFLES
-ANCHORNET_MOVERS(kShort, 16, __attribute__((target("arch=x86-64-v3"))));
+ANCHORNET_MOVERS(kShort, 16, ANCHORNET_V3);
 ANCHORNET_MOVERS(kLong, 64, __attribute__((target("arch=x86-64-v4,avx512vbmi"))));
 #endif
 
 Movers best_movers() {
 #ifdef ANCHORNET_SHUFFLES
   // Bytes are permuted over 64 of them by VBMI alone.
-  if (__builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512vbmi")) return kLong;
-  if (__builtin_cpu_supports("x86-64-v3")) return kShort;
+  if (instruction_set == InstructionSet::kV4 && __builtin_cpu_supports("avx512vbmi")) return kLong;
+  if (instruction_set != InstructionSet::kAny) return kShort;
 #endif
   return kPlain;
 }

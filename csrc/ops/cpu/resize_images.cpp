@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/parallel.h"
+#include "ops/cpu/instruction_sets.h"
 #include "ops/cpu/move_rows.h"
 
 namespace anchornet::resize {
@@ -29,8 +30,9 @@ ANCHORNET_INLINE void add_rows(const In* const (&row)[4], const A (&weight)[4], 
 
 // Plain functions, because only such can have clones.
 #define ANCHORNET_ADD_ROWS(IN, A)                                                          \
-  ANCHORNET_CLONES void add_rows_of(const IN* const(&row)[4], const A(&weight)[4], A* sum, \
-                                    int64_t count) {                                       \
+  ANCHORNET_CLONES(void, add_rows_of,                                                      \
+                   (const IN* const(&row)[4], const A(&weight)[4], A* sum, int64_t count), \
+                   (row, weight, sum, count)) {                                            \
     add_rows(row, weight, sum, count);                                                     \
   }
 ANCHORNET_ADD_ROWS(uint8_t, float)
@@ -48,8 +50,10 @@ ANCHORNET_ADD_ROWS(BFloat16, double)
 
 // A pixel of three channels is loaded and stored as four numbers: what is beyond it does not count
 // and is overwritten by the next, so that both rows need room for one number more.
-ANCHORNET_CLONES void add_rgb_pixels(const float* row, const Taps<float>* taps, float* out,
-                                     int64_t count, const float* scale, const float* shift) {
+ANCHORNET_CLONES(void, add_rgb_pixels,
+                 (const float* row, const Taps<float>* taps, float* out, int64_t count,
+                  const float* scale, const float* shift),
+                 (row, taps, out, count, scale, shift)) {
   typedef float Pixel __attribute__((vector_size(16)));
   Pixel scales, shifts;
   std::memcpy(&scales, scale, sizeof(Pixel));

@@ -6,6 +6,7 @@
 
 #include "common/parallel.h"
 #include "ops/cpu/half_rows.h"
+#include "ops/cpu/instruction_sets.h"
 #include "ops/cpu/rows.h"
 
 namespace anchornet::patches {
@@ -82,8 +83,12 @@ template <typename T>
 }
 
 // Plain functions, because only such can have clones.
-ANCHORNET_CLONES void add_floats(const float* run, float* sum, int64_t n) { add(run, sum, n); }
-ANCHORNET_CLONES void add_doubles(const double* run, double* sum, int64_t n) { add(run, sum, n); }
+ANCHORNET_CLONES(void, add_floats, (const float* run, float* sum, int64_t n), (run, sum, n)) {
+  add(run, sum, n);
+}
+ANCHORNET_CLONES(void, add_doubles, (const double* run, double* sum, int64_t n), (run, sum, n)) {
+  add(run, sum, n);
+}
 
 void add_run(const float* run, float* sum, int64_t n) { add_floats(run, sum, n); }
 void add_run(const double* run, double* sum, int64_t n) { add_doubles(run, sum, n); }

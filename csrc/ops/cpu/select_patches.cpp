@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "common/parallel.h"
+#include "ops/cpu/instruction_sets.h"
 
 namespace anchornet::select {
 namespace {
@@ -27,15 +28,16 @@ inline double widen(double x) { return x; }
 inline float widen(Half x) { return static_cast<float>(x); }
 inline float widen(BFloat16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.x) << 16); }
 
-ANCHORNET_CLONES void keys_of_floats(const float* x, int32_t* keys, int64_t n) {
+ANCHORNET_CLONES(void, keys_of_floats, (const float* x, int32_t* keys, int64_t n), (x, keys, n)) {
   for (int64_t i = 0; i < n; ++i) keys[i] = order_key(x[i]);
 }
 
-ANCHORNET_CLONES void keys_of_bfloat16s(const BFloat16* x, int32_t* keys, int64_t n) {
+ANCHORNET_CLONES(void, keys_of_bfloat16s, (const BFloat16* x, int32_t* keys, int64_t n),
+                 (x, keys, n)) {
   for (int64_t i = 0; i < n; ++i) keys[i] = order_key(widen(x[i]));
 }
 
-ANCHORNET_CLONES void keys_of_doubles(const double* x, int64_t* keys, int64_t n) {
+ANCHORNET_CLONES(void, keys_of_doubles, (const double* x, int64_t* keys, int64_t n), (x, keys, n)) {
   for (int64_t i = 0; i < n; ++i) keys[i] = order_key(x[i]);
 }
 
@@ -46,13 +48,13 @@ void keys_of(const Half* x, int32_t* keys, int64_t n) {
   for (int64_t i = 0; i < n; ++i) keys[i] = order_key(widen(x[i]));
 }
 
-ANCHORNET_CLONES int32_t largest_of(const int32_t* keys, int64_t n) {
+ANCHORNET_CLONES(int32_t, largest_of, (const int32_t* keys, int64_t n), (keys, n)) {
   int32_t largest = kSuppressed<int32_t>;
   for (int64_t i = 0; i < n; ++i) largest = std::max(largest, keys[i]);
   return largest;
 }
 
-ANCHORNET_CLONES int64_t largest_of(const int64_t* keys, int64_t n) {
+ANCHORNET_CLONES(int64_t, largest_of, (const int64_t* keys, int64_t n), (keys, n)) {
   int64_t largest = kSuppressed<int64_t>;
   for (int64_t i = 0; i < n; ++i) largest = std::max(largest, keys[i]);
   return largest;
@@ -73,11 +75,11 @@ template <typename Key>
   return i;
 }
 
-ANCHORNET_CLONES int64_t first_of(const int32_t* keys, int32_t key, int64_t n) {
+ANCHORNET_CLONES(int64_t, first_of, (const int32_t* keys, int32_t key, int64_t n), (keys, key, n)) {
   return search(keys, key, n);
 }
 
-ANCHORNET_CLONES int64_t first_of(const int64_t* keys, int64_t key, int64_t n) {
+ANCHORNET_CLONES(int64_t, first_of, (const int64_t* keys, int64_t key, int64_t n), (keys, key, n)) {
   return search(keys, key, n);
 }
 

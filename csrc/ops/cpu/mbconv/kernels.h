@@ -49,8 +49,7 @@ struct Kernels {
   void (*sigmoid)(float* x, int64_t count);  // likewise
 };
 
-// The best that this processor can run, or less where the environment variable ATEN_CPU_CAPABILITY
-// (default, avx2, avx512), which limits torch's own kernels, says so.
+// Those of `instruction_set`.
 const Kernels& kernels();
 
 }  // namespace anchornet::mbconv
