@@ -283,8 +283,8 @@ def _wanted(args: argparse.Namespace, system: ExitSystem) -> _Wanted:
     for budget in args.operating_points or ():
         if budget < macs[0]:
             raise ValueError(
-                f"--operating-points: a budget of {quantities.short(budget)} multiply-adds is below "
-                f"the {quantities.short(macs[0])} of the first exit"
+                f"--operating-points: a budget of {quantities.short(budget)} multiply-adds is "
+                f"below the {quantities.short(macs[0])} of the first exit"
             )
     why_no_grid = None
     if args.no_temperatures:
