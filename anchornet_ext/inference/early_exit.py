@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from anchornet_ext._images import require_images
 from anchornet_ext.ops import gather_patches
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
@@ -235,8 +236,7 @@ def check_images(classifier: TwoStageClassifier, images: Tensor, *, uint8: bool 
 
     With `uint8` they may be bytes as well; under autocast in any floating point dtype.
     """
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+    require_images(images)
     if not images.is_floating_point() and not (uint8 and images.dtype == torch.uint8):
         raise TypeError(
             f"images must be floating point and normalised (see Preprocessing)"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from anchornet_ext._images import require_normalised_images
 from anchornet_ext._meta import meta_images, meta_twin
 
 from .elementwise_counter import ElementwiseCounter
@@ -159,10 +160,7 @@ class ExitNetwork(nn.Module):
                 f"{type(self).__name__} is in training mode, where batch norm's statistics depend "
                 "on which images are left: call eval() before begin()"
             )
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-        if not images.is_floating_point():
-            raise TypeError(f"images must be floating point and normalised, got {images.dtype}")
+        require_normalised_images(images)
         return _Run(self, images)
 
     def tuned(self) -> Self:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from anchornet_ext._images import require_normalised_images
+
 from .exits import Progress
 from .macs import count_macs
 
@@ -50,10 +52,7 @@ class SingleExit(nn.Module):
         """
         if self.training:
             raise ValueError("the network is in training mode: call eval() before begin()")
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-        if not images.is_floating_point():
-            raise TypeError(f"images must be floating point and normalised, got {images.dtype}")
+        require_normalised_images(images)
         return _Whole(self, images)
 
     def macs_per_exit(self, image_size: tuple[int, int]) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from anchornet_ext._images import require_normalised_images
 from anchornet_ext._options import need, option
 from anchornet_ext.models import build_backbone, count_macs, require_input_size
 from anchornet_ext.models.resizing import resized_square
@@ -61,10 +62,7 @@ class Cascade(nn.Module):
         """Starts on a batch (see `models.exits.Progress`); nothing is computed yet."""
         if self.training:
             raise ValueError("the cascade is in training mode: call eval() before begin()")
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-        if not images.is_floating_point():
-            raise TypeError(f"images must be floating point and normalised, got {images.dtype}")
+        require_normalised_images(images)
         return CascadeProgress(self, images)
 
     def macs_per_exit(self, image_size: tuple[int, int]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anchornet_ext import _extension
+from anchornet_ext._images import require_normalised_images
 from anchornet_ext._options import need, option
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.evaluation.systems import ExitSystem
@@ -106,7 +107,10 @@ class SARExits:
         self._target = target
         self._network: Any
         if _extension.available():
-            self._network, refinement = SparseSAR(network), "selected cells"
+            self._network, refinement = (
+                SparseSAR(network),
+                "selected cells, or masked maps where faster",
+            )
         else:
             self._network = tune(network, image_size=(side, side)).network
             refinement = "whole maps, masked"
@@ -137,8 +141,7 @@ class SARExits:
         policy: ExitPolicy | None = None,
     ) -> ExitClassification:
         """All images go to the one exit there is, each at its own cost."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+        require_normalised_images(images)
         policy = chosen_policy(1, thresholds, exit_at, policy, self.policy)
         logits, costs = self.logits_and_costs(images)
         probabilities = (logits[0] / policy.temperature(1)).softmax(dim=1)

@@ -31,7 +31,7 @@ def test_both_ways_to_run_it_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     set_activation(network, images, 0.5)
     sparse = exits_of(network)
     assert isinstance(sparse._network, SparseSAR)
-    assert sparse.about["refinement"] == "selected cells"
+    assert sparse.about["refinement"] == "selected cells, or masked maps where faster"
     monkeypatch.setattr(_extension, "available", lambda: False)
     masked = exits_of(network)
     assert masked.about["refinement"] == "whole maps, masked"
@@ -39,3 +39,12 @@ def test_both_ways_to_run_it_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(costs, same)
     assert costs.max() < sparse.classify(images).full_macs
+
+
+def test_bytes_are_no_normalised_images() -> None:
+    """They would be computed with as if they were, and classified wrongly."""
+    system = exits_of(build_sar("resnet20", 10))
+    with pytest.raises(TypeError, match=r"normalised, got torch\.uint8"):
+        system.classify(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"got \(2, 1, 32, 32\)"):
+        system.classify(torch.zeros(2, 1, 32, 32))

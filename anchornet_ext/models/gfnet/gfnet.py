@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from anchornet_ext._images import require_normalised_images
 from anchornet_ext._meta import meta_images, meta_twin
 from anchornet_ext.models.resizing import resized_square
 from anchornet_ext.ops import gather_patches
@@ -101,15 +102,12 @@ class GFNet(nn.Module):
 
     def check_images(self, images: Tensor) -> None:
         """Raises unless `images` are (B, 3, H, W), floating point and at least a patch large."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+        require_normalised_images(images)
         if min(images.shape[2:]) < self.patch_size:
             raise ValueError(
                 f"images must be at least a patch of {self.patch_size} pixels, got "
                 f"{images.shape[2]}x{images.shape[3]}"
             )
-        if not images.is_floating_point():
-            raise TypeError(f"images must be floating point and normalised, got {images.dtype}")
 
     def first_step(self, images: Tensor) -> Step:
         """The glance: (B, 3, H, W) resized, encoded and classified."""
