@@ -30,8 +30,9 @@ def tune(
 
     In evaluation mode, without gradients, batch norm folded into the convolutions wherever that is
     exact (`norm_folding.fold_batch_norms`), weights and images in channels_last, and on the CPU the
-    weights of convolutions in the kernels' own order (`packed_convolutions`), which takes as much
-    memory as they do once more, and operations fused where `torch.fx` sees the network's graph
+    weights of convolutions in the kernels' own orders (`packed_convolutions`), each of which takes
+    as much memory as they do once more: mostly one, two or three of those that meet maps of several
+    sizes. And operations are fused where `torch.fx` sees the network's graph
     (`graph_fusion`; its modules may not be exchanged then). `network` itself is left as it is;
     later changes to it do not reach the copy.
 
