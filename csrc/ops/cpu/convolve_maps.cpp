@@ -9,172 +9,12 @@
 // instruction set in the last bits.
 #include "ops/convolve_maps.h"
 
-#include <algorithm>
 #include <vector>
 
-#include "common/parallel.h"
-#include "ops/cpu/maps/product.h"
+#include "ops/cpu/maps/convolution.h"
 
 namespace anchornet::maps {
 namespace {
-
-// Pixels whose inputs stay in the second cache while all panels of weights go over them. Whole
-// tiles of 6 and of 8.
-constexpr int64_t kRows = 96;
-// A chunk's rows of weights: 128 KiB in the widest panel.
-constexpr int64_t kChunk = 512;
-// So many bytes of images are gone through pixel by pixel together: in the second cache.
-constexpr int64_t kTogether = 1 << 19;
-// Weights up to this size stay in the second cache, and nothing is fetched ahead.
-constexpr int64_t kStays = 1 << 18;
-// Blocks of pixels and panels for each thread, where there are few pixels.
-constexpr int64_t kParts = 4;
-
-class Convolution {
- public:
-  Convolution(const Plan& plan, const Tensor& maps, const Tensor& weight,
-              const std::optional<Tensor>& bias, const std::optional<Tensor>& add, Tensor& output)
-      : plan_(plan),
-        maps_(maps.const_data_ptr<float>()),
-        weight_(weight.const_data_ptr<float>()),
-        add_(add ? add->const_data_ptr<float>() : nullptr),
-        output_(output.mutable_data_ptr<float>()),
-        zeros_(plan.inputs, 0.f),
-        bias_(plan.columns(), 0.f) {
-    if (bias) std::copy_n(bias->const_data_ptr<float>(), plan.outputs, bias_.begin());
-    if (plan.taps() > 1) {
-      const int64_t bytes = plan.in_pixels() * plan.inputs * static_cast<int64_t>(sizeof(float));
-      together_ = std::clamp<int64_t>(kTogether / bytes, 1, plan.batch);
-    }
-  }
-
-  void run() const {
-    const int64_t rows = plan_.batch * plan_.out_pixels();
-    const int64_t blocks = (rows + kRows - 1) / kRows;
-    // Few pixels: the panels are shared out as well.
-    const int64_t parts = blocks >= kParts * threads() ? 1 : plan_.panels();
-    parallel_over(blocks * parts, kRows * plan_.depth() * plan_.outputs / parts / 16,
-                  [&](int64_t begin, int64_t end) {
-                    Block block(plan_.taps());
-                    while (begin < end) {
-                      const int64_t b = begin / parts, part = begin % parts;
-                      const int64_t here = std::min(parts - part, end - begin);
-                      point(block, b * kRows, std::min(kRows, rows - b * kRows));
-                      if (parts == 1) {
-                        multiply(block, 0, plan_.panels());
-                      } else {
-                        multiply(block, part, part + here);
-                      }
-                      begin += here;
-                    }
-                  });
-  }
-
- private:
-  // Some output pixels: what each tap of them reads, and where they are.
-  struct Block {
-    explicit Block(int64_t taps) : x(kRows * taps), y(kRows), add(kRows), sum(kRows * kPanel) {}
-    int64_t rows = 0;
-    std::vector<const float*> x;
-    std::vector<float*> y;
-    std::vector<const float*> add;
-    std::vector<float> sum;
-  };
-
-  static int64_t threads() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
-
-  void point(Block& block, int64_t first, int64_t rows) const {
-    block.rows = rows;
-    // In groups of `together_` images; in a group pixel by pixel, of each pixel all images.
-    const int64_t pixels = plan_.out_pixels();
-    int64_t group = first / (together_ * pixels);
-    int64_t images = std::min(together_, plan_.batch - group * together_);
-    const int64_t inside = first - group * together_ * pixels;
-    int64_t pixel = inside / images, image = inside % images;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t b = group * together_ + image;
-      point_taps(b, pixel, block.x.data() + r * plan_.taps());
-      const int64_t place = (b * pixels + pixel) * plan_.outputs;
-      block.y[r] = output_ + place;
-      if (add_ != nullptr) block.add[r] = add_ + place;
-      if (++image == images) {
-        image = 0;
-        if (++pixel == pixels) {
-          pixel = 0;
-          ++group;
-          images = std::min(together_, plan_.batch - group * together_);
-        }
-      }
-    }
-  }
-
-  void point_taps(int64_t image, int64_t pixel, const float** x) const {
-    const float* const map = maps_ + image * plan_.in_pixels() * plan_.inputs;
-    const int64_t top = pixel / plan_.out_width * plan_.stride[0] - plan_.padding[0];
-    const int64_t left = pixel % plan_.out_width * plan_.stride[1] - plan_.padding[1];
-    for (int64_t i = 0; i < plan_.kernel_height; ++i) {
-      const int64_t row = top + i * plan_.dilation[0];
-      for (int64_t j = 0; j < plan_.kernel_width; ++j) {
-        const int64_t column = left + j * plan_.dilation[1];
-        const bool inside = row >= 0 && row < plan_.height && column >= 0 && column < plan_.width;
-        *x++ = inside ? map + (row * plan_.width + column) * plan_.inputs : zeros_.data();
-      }
-    }
-  }
-
-  void multiply(Block& block, int64_t first_panel, int64_t end_panel) const {
-    const Kernels& run = kernels();
-    const int64_t taps = plan_.taps(), inputs = plan_.inputs;
-    // Several taps, or a part of one.
-    const int64_t tap_step = std::max<int64_t>(1, kChunk / inputs);
-    const int64_t input_step =
-        inputs <= kChunk ? inputs : (inputs + inputs / kChunk) / (inputs / kChunk + 1);
-    const int64_t all = plan_.depth() * plan_.columns();
-    const bool fetches = all * static_cast<int64_t>(sizeof(float)) > kStays;
-    const float* const last = weight_ + all;
-    ChunkProduct job{};
-    job.rows = block.rows;
-    job.all_taps = taps;
-    job.x = block.x.data();
-    job.zeros = zeros_.data();
-    job.sum = block.sum.data();
-    Finish end{};
-    end.rows = block.rows;
-    end.activation = plan_.activation;
-    end.sum = block.sum.data();
-    end.y = block.y.data();
-    end.add = add_ == nullptr ? nullptr : block.add.data();
-    for (int64_t p = first_panel; p < end_panel; ++p) {
-      job.panel = end.panel = plan_.panel_width(p);
-      job.bias = bias_.data() + p * kPanel;
-      job.weight = weight_ + p * kPanel * plan_.depth();
-      for (int64_t tap = 0; tap < taps; tap += tap_step) {
-        job.first_tap = tap;
-        job.taps = std::min(tap_step, taps - tap);
-        for (int64_t begin = 0; begin < inputs; begin += input_step) {
-          job.begin = begin;
-          job.inputs = std::min(input_step, inputs - begin);
-          const float* const next = job.weight + job.taps * job.inputs * job.panel;
-          job.next = fetches && next < last ? next : nullptr;
-          run.multiply(job);
-          job.weight = next;
-          job.bias = nullptr;
-        }
-      }
-      end.wanted = std::min(kPanel, plan_.outputs - p * kPanel);
-      end.offset = p * kPanel;
-      run.finish(end);
-    }
-  }
-
-  const Plan& plan_;
-  const float* maps_;
-  const float* weight_;
-  const float* add_;
-  float* output_;
-  std::vector<float> zeros_, bias_;
-  int64_t together_ = 1;
-};
 
 Tensor convolve_maps(const Tensor& maps, const Tensor& weight, const std::optional<Tensor>& bias,
                      int64_t channels, const std::vector<int64_t>& kernel,
@@ -185,7 +25,18 @@ Tensor convolve_maps(const Tensor& maps, const Tensor& weight, const std::option
       plan_maps(maps, weight, bias, channels, kernel, stride, padding, dilation, add, activation);
   Tensor output = new_tensor(maps, {plan.batch, plan.outputs, plan.out_height, plan.out_width},
                              ScalarType::Float, true);
-  if (plan.batch > 0) Convolution(plan, maps, weight, bias, add, output).run();
+  if (plan.batch > 0) {
+    const float* const weights = weight.const_data_ptr<float>();
+    const Places places{maps.const_data_ptr<float>(),
+                        weights,
+                        bias ? bias->const_data_ptr<float>() : nullptr,
+                        add ? add->const_data_ptr<float>() : nullptr,
+                        output.mutable_data_ptr<float>(),
+                        plan.outputs,
+                        weights + plan.depth() * plan.columns(),
+                        false};
+    Convolution(plan, places).run();
+  }
   return output;
 }
 

@@ -2,7 +2,8 @@
 //
 // A tile of some pixels by one panel of outputs is summed in registers. The weights are gone
 // through in chunks that stay in the second cache while all tiles read them, and the next chunk is
-// fetched meanwhile: with few pixels, the time is that of reading the weights.
+// fetched meanwhile: with few pixels, the time is that of reading the weights. What comes after the
+// last chunk (a residual, ReLU) is done before the sums leave the registers.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +24,14 @@ struct ChunkProduct {
   const float* next;    // the weights that come after these, or null
   const float* bias;    // (panel): where the sums begin; null: where they were left
   float* sum;           // (rows, panel)
+  // The last chunk of a panel of which all columns are wanted: where activation(sum + add) goes.
+  float* const* y;          // (rows); null: the sums are left
+  const float* const* add;  // (rows), or null
+  int64_t offset;           // of the panel in y and add
+  int64_t activation;
 };
 
-// y[r] = activation(sum[r] + add[r]), the panel's first `wanted` columns.
+// y[r] = activation(sum[r] + add[r]), the first `wanted` columns of a panel that has more.
 struct Finish {
   int64_t rows, panel, wanted, activation;
   const float* sum;
@@ -97,10 +103,33 @@ ANCHORNET_INLINE void tile(const ChunkProduct& job, int64_t row, int64_t first, 
       }
     }
   }
+  if (job.y == nullptr) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) store<W>(sums + r * job.panel + v * W, sum[r][v]);
+    }
+    return;
+  }
+  const int64_t place = job.offset + first;
+  const Vector<W> zero = Vector<W>{};
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
+    if (job.add != nullptr) {
+      const float* const add = job.add[row + r] + place;
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) store<W>(sums + r * job.panel + v * W, sum[r][v]);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += load<W>(add + v * W);
+    }
+    float* const y = job.y[row + r] + place;
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      const Vector<W> out = sum[r][v];
+      if (job.activation == 0) {
+        store<W>(y + v * W, out);
+      } else {
+        store<W>(y + v * W, out < zero ? zero : out);  // NaN stays
+      }
+    }
   }
 }
 
