@@ -4,6 +4,7 @@ from .cells import CellWeights, convolve_cells, fuse_cells, pack_cells
 from .class_activation_map import class_activation_map
 from .exit_step import ExitStep, exit_step
 from .gather_patches import gather_patches
+from .map_program import MapProgram, pack_map_program, run_map_program
 from .maps import MapWeights, convolve_maps, pack_maps
 from .mbconv_chain import MBConvBlock, mbconv_chain
 from .resize_images import resize_images
@@ -14,6 +15,7 @@ __all__ = [
     "CellWeights",
     "ExitStep",
     "MBConvBlock",
+    "MapProgram",
     "MapWeights",
     "PatchSelection",
     "class_activation_map",
@@ -24,8 +26,10 @@ __all__ = [
     "gather_patches",
     "mbconv_chain",
     "pack_cells",
+    "pack_map_program",
     "pack_maps",
     "resize_images",
+    "run_map_program",
     "scatter_patches",
     "scatter_patches_onto",
     "select_patches",

@@ -3,6 +3,7 @@
 from .cells import convolve_cells, fuse_cells
 from .class_activation_map import class_activation_map
 from .exit_step import exit_step
+from .map_program import MapStep, run_map_program
 from .maps import convolve_maps
 from .mbconv_chain import mbconv_chain
 from .patches import gather_patches, scatter_patches, scatter_patches_onto
@@ -10,6 +11,7 @@ from .resize_images import resize_images
 from .select_patches import select_patches
 
 __all__ = [
+    "MapStep",
     "class_activation_map",
     "convolve_cells",
     "convolve_maps",
@@ -18,6 +20,7 @@ __all__ = [
     "gather_patches",
     "mbconv_chain",
     "resize_images",
+    "run_map_program",
     "scatter_patches",
     "scatter_patches_onto",
     "select_patches",

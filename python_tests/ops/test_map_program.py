@@ -1,0 +1,197 @@
+"""run_map_program against the same steps in torch, and against programs that are wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from anchornet_ext import reference
+from anchornet_ext.ops.map_program import MapProgram, pack_map_program, run_map_program
+from anchornet_ext.reference.map_program import KINDS, MapStep
+
+RUN = torch.ops.anchornet_ext.run_map_program.default
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def in_channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+class Drawing:
+    """Steps that fit each other, with the shapes (C, H, W) of their values."""
+
+    def __init__(self, data: st.DataObject, inputs: list[tuple[int, int, int]]) -> None:
+        self.data = data
+        self.shapes = list(inputs)
+        self.steps: list[MapStep] = []
+
+    def one(self, values: list[int]) -> int:
+        return self.data.draw(st.sampled_from(values))
+
+    def add_step(self) -> None:
+        seed = len(self.steps)
+        source = self.one(list(range(len(self.shapes)))[-3:])
+        channels, height, width = self.shapes[source]
+        kind = self.data.draw(st.sampled_from([*KINDS, "conv", "cat"]))
+        relu = self.data.draw(st.booleans())
+        target = len(self.shapes)
+        if kind == "cat":
+            like = [i for i, s in enumerate(self.shapes) if s[1:] == (height, width)]
+            parts = [source, *(self.one(like) for _ in range(self.one([0, 1, 2])))]
+            total = sum(self.shapes[part][0] for part in parts)
+            self.steps += [MapStep("affine", p, target, relu=relu, channels=total) for p in parts]
+            self.shapes.append((total, height, width))
+            return
+        size, weight, bias, add, options = (height, width), None, None, None, {}
+        if kind == "conv":
+            kernel = (self.one([1, 2, 3]), self.one([1, 3]))
+            options = {
+                "stride": (self.one([1, 2]), self.one([1, 3])),
+                "padding": (self.one([1, 2]), 1),
+                "dilation": (self.one([1, 2]), 1),
+            }
+            outputs = self.one([1, 16, 23, 64, 70])
+            if any(n + 2 * p - d * (k - 1) < 1 for n, p, d, k in zip(
+                size, options["padding"], options["dilation"], kernel, strict=True
+            )):  # fmt: skip
+                return
+            weight = draw(outputs, channels, *kernel, seed=seed) / (channels * 9) ** 0.5
+            bias = draw(outputs, seed=seed + 1) if self.data.draw(st.booleans()) else None
+        elif kind == "affine":
+            weight = draw(channels, seed=seed) if self.data.draw(st.booleans()) else None
+            bias = draw(channels, seed=seed + 1) if self.data.draw(st.booleans()) else None
+        elif "pool" in kind:
+            kernel = (self.one([1, 2, 3]), self.one([2, 3]))
+            padding = (self.one(list(range(kernel[0] // 2 + 1))), 1)
+            if height + 2 * padding[0] < kernel[0] or width + 2 < kernel[1]:
+                return
+            options = {"kernel": kernel, "stride": (self.one([1, 2]), 2), "padding": padding}
+        step = MapStep(kind, source, target, weight, bias, relu=relu, **options)
+        maps = torch.zeros(1, channels, height, width)
+        values = [torch.zeros(1, *shape) for shape in self.shapes[:source]] + [maps]
+        (made,) = reference.run_map_program(values, [step], [target])
+        shape = tuple(made.shape[1:])
+        if kind in ("conv", "sum"):
+            fitting = [i for i, s in enumerate(self.shapes) if s == shape]
+            if kind == "sum" or (fitting and self.data.draw(st.booleans())):
+                add = self.one(fitting)
+        step = MapStep(kind, source, target, weight, bias, add, relu, **options)
+        self.steps.append(step)
+        self.shapes.append(shape)
+
+
+@settings(deadline=None, max_examples=80)
+@given(data=st.data(), batch=st.integers(0, 3), count=st.integers(1, 8))
+def test_equals_the_steps_in_torch(data: st.DataObject, batch: int, count: int) -> None:
+    num_inputs = data.draw(st.integers(1, 2))
+    sizes = [(data.draw(st.sampled_from([1, 5, 48])), 4, 5) for _ in range(num_inputs)]
+    drawing = Drawing(data, sizes)
+    for _ in range(count):
+        drawing.add_step()
+    if not drawing.steps:
+        return
+    inputs = [in_channels_last(draw(batch, *size, seed=i)) for i, size in enumerate(sizes)]
+    made = list(range(len(sizes), len(drawing.shapes)))
+    outputs = data.draw(st.lists(st.sampled_from(made), unique=True, min_size=1))
+    program = pack_map_program(drawing.steps, outputs, len(sizes))
+    got = run_map_program(inputs, program)
+    expected = reference.run_map_program(inputs, drawing.steps, outputs)
+    assert len(got) == len(expected)
+    for one, other in zip(got, expected, strict=True):
+        assert one.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def residual() -> tuple[list[MapStep], list[Tensor]]:
+    steps = [
+        MapStep("conv", 0, 1, draw(40, 24, 3, 3) / 15, draw(40), relu=True, padding=(1, 1)),
+        MapStep("conv", 1, 2, draw(24, 40, 3, 3) / 19, None, add=0, relu=True, padding=(1, 1)),
+        MapStep("affine", 2, 3, draw(24), draw(24), relu=True, channels=48),
+        MapStep("affine", 0, 3, channels=48),
+        MapStep("average_pool", 3, 4, kernel=(2, 2), stride=(2, 2)),
+        MapStep("mean", 4, 5),
+        MapStep("conv", 5, 6, draw(10, 48, 1, 1), draw(10)),
+    ]
+    return steps, [in_channels_last(draw(3, 24, 9, 7))]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_image_does_not_depend_on_the_others(threads: int) -> None:
+    steps, (maps,) = residual()
+    program = pack_map_program(steps, [6])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        (together,) = run_map_program([maps], program)
+        alone = [run_map_program([one[None]], program)[0] for one in maps]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(torch.cat(alone), together)
+
+
+@pytest.mark.parametrize("kind", ["affine", "sum", "max_pool"])
+def test_nan_comes_through(kind: str) -> None:
+    maps = torch.tensor([float("nan"), -1.0, float("inf")]).reshape(3, 1, 1, 1)
+    add = 0 if kind == "sum" else None
+    program = pack_map_program([MapStep(kind, 0, 1, add=add, relu=True)], [1])
+    (got,) = run_map_program([maps], program)
+    torch.testing.assert_close(
+        got.flatten(), torch.tensor([float("nan"), 0.0, float("inf")]), equal_nan=True
+    )
+
+
+@settings(deadline=None, max_examples=150)
+@given(place=st.integers(0, 200), value=st.integers(-3, 90), cut=st.integers(0, 1))
+def test_a_wrong_program_is_refused_or_runs(place: int, value: int, cut: int) -> None:
+    steps, inputs = residual()
+    program = pack_map_program(steps, [6, 2])
+    code = program.code.clone()
+    if place >= len(code):
+        code = code[: place % len(code)]
+    else:
+        code[place] = value
+    parameters = program.parameters[: len(program.parameters) - 64 * cut]
+    try:
+        results = run_map_program(inputs, MapProgram(parameters, code))
+    except ValueError as error:
+        message = str(error)
+    else:
+        assert all(len(result) == 3 for result in results)
+        return
+    assert "run_map_program: " in message
+
+
+def test_arguments_that_do_not_fit() -> None:
+    steps, (maps,) = residual()
+    program = pack_map_program(steps, [6])
+    with pytest.raises(TypeError, match=r"inputs must be float32, got torch\.float64"):
+        run_map_program([maps.double()], program)
+    with pytest.raises(ValueError, match=r"inputs must be \(B, C, H, W\), got \(24, 9, 7\)"):
+        run_map_program([maps[0]], program)
+    with pytest.raises(ValueError, match="has 1 inputs, got 2"):
+        run_map_program([maps, maps], program)
+    with pytest.raises(ValueError, match="step 0 needs parameters"):
+        run_map_program([draw(3, 900, 9, 7)], program)
+    with pytest.raises(ValueError, match="step 1 cannot add value 0"):
+        run_map_program([maps[:, :8]], pack_map_program([
+            MapStep("affine", 0, 1), MapStep("conv", 1, 2, draw(9, 8, 1, 1), add=0)
+        ], [2]))  # fmt: skip
+    with pytest.raises(ValueError, match="kind must be one of conv"):
+        pack_map_program([MapStep("gelu", 0, 1)], [1])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a convolution must have weights, got None"):
+        pack_map_program([MapStep("conv", 0, 1)], [1])
+
+
+def test_its_schema_holds() -> None:
+    steps, inputs = residual()
+    program = pack_map_program(steps, [6, 3])
+    # Shapes are in the program's values, so there is no fake kernel.
+    checks = ("test_schema", "test_autograd_registration")
+    arguments = (inputs, program.parameters, program.code)
+    torch.library.opcheck(RUN, arguments, test_utils=checks)
