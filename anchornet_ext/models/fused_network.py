@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
 from .graph_fusion import fuse
 from .graph_tracing import hooks_of
-from .packed_convolutions import runs_natively
+from .map_lowering import Programs, Recorder, lower
+from .packed_convolutions import has_fast_maps, runs_natively
+
+#: Larger batches keep oneDNN's convolutions busy, and calls matter less to them.
+_LARGEST_LOWERED = 8
+#: So many pixels of all images together; what comes to more is for large maps as well.
+_MOST_PIXELS = 1 << 17
+#: A caller with images of ever new sizes is not to fill the memory with graphs.
+_MOST_SHAPES = 32
 
 
 class FusedNetwork:
     """The fused graph of a network, and whether it may stand in for it.
+
+    Small batches run by programs for small maps, which are made for each size on the first batch.
 
     The way through the network is that of the time when this was made. Weights may change, hooks
     may come: with hooks the network runs itself. Modules may not be exchanged.
@@ -22,6 +33,9 @@ class FusedNetwork:
         self._graph = fuse(network)
         #: The modules' own dictionaries of hooks.
         self._hooks = [hooks for module in network.modules() for hooks in hooks_of(module)]
+        #: By the shape of the images; None where no program was worth it.
+        self._lowered: dict[tuple[int, ...], fx.GraphModule | None] = {}
+        self._programs: Programs = {}
 
     def takes(self, images: Tensor) -> bool:
         """Whether the graph gives for `images`, without gradients, what the network would."""
@@ -29,4 +43,24 @@ class FusedNetwork:
 
     def __call__(self, images: Tensor) -> Any:
         assert self._graph is not None
-        return self._graph(images)
+        if not _may_be_lowered(images):
+            return self._graph(images)
+        shape = tuple(images.shape)
+        if shape not in self._lowered:
+            if len(self._lowered) >= _MOST_SHAPES:
+                return self._graph(images)
+            recorder = Recorder(self._graph)
+            recorder.run(images)
+            self._lowered[shape] = lower(self._graph, recorder.shapes, self._programs)
+        # The first time as well, so that the same images give the same bits.
+        return (self._lowered[shape] or self._graph)(images)
+
+
+def _may_be_lowered(images: Tensor) -> bool:
+    return (
+        images.dtype == torch.float32
+        and images.dim() == 4
+        and 0 < len(images) <= _LARGEST_LOWERED
+        and images.shape[0] * images.shape[2] * images.shape[3] <= _MOST_PIXELS
+        and has_fast_maps()
+    )

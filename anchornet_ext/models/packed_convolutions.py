@@ -149,7 +149,7 @@ class PackedConv2d(nn.Conv2d):
             return False
         taps = self.kernel_size[0] * self.kernel_size[1]
         # With fewer the sums are started and stored more often than they are added to.
-        if taps * self.in_channels < _LEAST_DEPTH or not _has_fast_maps():
+        if taps * self.in_channels < _LEAST_DEPTH or not has_fast_maps():
             return False
         rows, columns = self._output_size(input)
         pixels = rows * columns
@@ -171,6 +171,10 @@ class PackedConv2d(nn.Conv2d):
 
     def _output_shape(self, input: Tensor) -> tuple[int, ...]:
         return (input.shape[0], self.out_channels, *self._output_size(input))
+
+    def forget_orders(self) -> None:
+        """Frees the copies of the weights; they are made again when they are wanted."""
+        self.__dict__.pop("_known", None)
 
     def _known_orders(self) -> _Known:
         weight = self.weight
@@ -206,7 +210,7 @@ class PackedConv2d(nn.Conv2d):
         return {name: value for name, value in self.__dict__.items() if name != "_known"}
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedConv2d:
-        self.__dict__.pop("_known", None)  # `fn` may write into the parameters' data
+        self.forget_orders()  # `fn` may write into the parameters' data
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -267,7 +271,7 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
 
 
 @functools.cache
-def _has_fast_maps() -> bool:
+def has_fast_maps() -> bool:
     """Whether `convolve_maps` was built and has the vectors that it was measured with."""
     capability = torch.backends.cpu.get_cpu_capability()
     return _extension.available() and capability.startswith("AVX512")

@@ -181,7 +181,7 @@ def test_what_is_left_alone() -> None:
 @pytest.fixture
 def on_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package's own convolutions wherever they would be there, and nowhere else."""
-    monkeypatch.setattr(packed_convolutions, "_has_fast_maps", lambda: True)
+    monkeypatch.setattr(packed_convolutions, "has_fast_maps", lambda: True)
 
 
 def of_maps(module: PackedConv2d) -> bool:
@@ -257,7 +257,7 @@ def test_weights_of_small_maps_that_change() -> None:
 
 
 def test_each_order_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_convolutions, "_has_fast_maps", lambda: False)
+    monkeypatch.setattr(packed_convolutions, "has_fast_maps", lambda: False)
     network = build_backbone("resnet18", 10).eval()
     count = pack_convolutions(network)
     assert count == 20
