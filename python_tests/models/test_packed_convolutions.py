@@ -275,7 +275,7 @@ def test_each_order_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("own", "size"), [(True, 3), (False, 24)], ids=["convolve_maps", "oneDNN"])
 def test_two_threads_give_what_one_gives(own: bool, size: int) -> None:
     """Both begin with a module whose weights nobody has packed, on batches of many sizes."""
-    if own and not packed_convolutions._has_fast_maps():
+    if own and not packed_convolutions.has_fast_maps():
         pytest.skip("this processor has no fast small maps")
     plain, alone = pair(64, 48, 3, padding=1)
     # The threads take the sizes in opposite orders, so that each packs what the other needs next.
