@@ -159,6 +159,37 @@ def convolve_maps(device: torch.device) -> None:
     )
 
 
+def inverted_residuals(device: torch.device) -> None:
+    """A convolution with a stride and a block with all parts; it runs on the CPU only."""
+    images = _normal(3, 3, 17, 14, device=device).cpu()
+
+    def convolution(*shape: int, stride: int = 1, activation: str = "none") -> ops.Convolution:
+        weight = _normal(*shape, device=device).cpu() / shape[1] ** 0.5
+        return ops.Convolution(weight / shape[2], weight[:, 0, 0, 0], stride, activation)
+
+    layers: list[ops.Convolution | ops.InvertedResidual] = [
+        convolution(20, 3, 3, 3, stride=2, activation="relu"),
+        ops.InvertedResidual(
+            convolution(50, 20, 1, 1, activation="hardswish"),
+            convolution(50, 1, 5, 5, activation="silu"),
+            ops.SqueezeExcitation(
+                _normal(6, 50, device=device).cpu() / 7,
+                None,
+                _normal(50, 6, device=device).cpu() / 2,
+                None,
+            ),
+            convolution(20, 50, 1, 1),
+            residual=True,
+        ),
+    ]
+    torch.testing.assert_close(
+        ops.inverted_residuals(images, ops.pack_layers(layers)),
+        reference.inverted_residuals(images, layers),
+        rtol=3e-4,
+        atol=1e-4,
+    )
+
+
 def fuse_cells(device: torch.device) -> None:
     """A map of two rows of cells, one cell missing, the last row reaching beyond the map."""
     base, cells = _normal(1, 6, 4, 3, device=device), _normal(3, 4, 3, 6, device=device)
@@ -186,6 +217,7 @@ CHECKS: dict[str, Callable[[torch.device], None]] = {
         mbconv_chain,
         convolve_cells,
         convolve_maps,
+        inverted_residuals,
         fuse_cells,
     )
 }

@@ -56,8 +56,8 @@ def test_the_text_names_versions_kernels_and_checks() -> None:
 
 
 def test_every_operator_is_checked() -> None:
-    # For `convolve_cells` and `convolve_maps`, whose checks call them.
-    prepares_weights = {"pack_cells", "pack_maps"}
+    # For `convolve_cells` and others, whose checks call them.
+    prepares_weights = {"pack_cells", "pack_layers", "pack_maps"}
     operators = {name for name in ops.__all__ if name.islower()} - prepares_weights
     assert set(self_check.CHECKS) == operators
 

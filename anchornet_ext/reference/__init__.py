@@ -3,6 +3,7 @@
 from .cells import convolve_cells, fuse_cells
 from .class_activation_map import class_activation_map
 from .exit_step import exit_step
+from .inverted_residuals import inverted_residuals
 from .map_program import MapStep, run_map_program
 from .maps import convolve_maps
 from .mbconv_chain import mbconv_chain
@@ -18,6 +19,7 @@ __all__ = [
     "exit_step",
     "fuse_cells",
     "gather_patches",
+    "inverted_residuals",
     "mbconv_chain",
     "resize_images",
     "run_map_program",

@@ -43,6 +43,9 @@ STABLE_TORCH_LIBRARY(anchornet_ext, m) {
       "mbconv_chain(Tensor images, Tensor[] parameters, int[] strides, int[] depthwise_strides, "
       "bool centre_skip) -> Tensor");
 
+  // (B, C', h, w) in channels_last; `settings` holds twelve numbers for each layer
+  m.def("inverted_residuals(Tensor images, Tensor weights, int[] settings) -> Tensor");
+
   // (N, h, w, channels): cells of N places convolved with what their neighbours hold
   m.def(
       "convolve_cells(Tensor cells, Tensor? neighbours, Tensor weight, Tensor bias, int[] counts, "

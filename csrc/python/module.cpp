@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include "ops/cpu/instruction_sets.h"
+#include "ops/cpu/mbconv/kernels.h"
 #include "python/exit_policy.h"
 
 namespace py = pybind11;
@@ -47,5 +48,9 @@ PYBIND11_MODULE(_C, m) {
         "build), compiler.");
   m.def("instruction_set", &instruction_set,
         "Of the CPU kernels that run here: x86-64-v4 (AVX-512), x86-64-v3 (AVX2), or any.");
+  m.def(
+      "vector_width", [] { return anchornet::mbconv::kernels().width; },
+      "How many floats the vectors of the chosen CPU kernels hold: the weights of "
+      "inverted_residuals are packed for it.");
   bind_exit_policy(m);
 }

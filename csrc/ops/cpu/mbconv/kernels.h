@@ -1,6 +1,6 @@
-// The three loops that an MBConv block spends its time in, for the instruction set of this
-// processor. All of them work on channels-last maps whose channels are filled up with zeros to a
-// multiple of `width`.
+// The loops that an MBConv block spends its time in, for the instruction set of this processor. All
+// of them work on channels-last maps whose channels are filled up with zeros to a multiple of
+// `width`.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,22 @@ namespace anchornet::mbconv {
 // registers), sums, weights and a pixel's value fill the registers.
 constexpr int kPanelVectors = 3;
 
-// y = x W + bias [+ add] for a grid of rows x pixels; x is read in `segments` runs of `depth`
-// contiguous values, so that a convolution of any kernel size is one too.
+// What becomes of a result before it is stored. In the order of `ACTIVATIONS` of
+// anchornet_ext/reference/inverted_residuals.py.
+enum Activation : int64_t {
+  kNone,
+  kRelu,
+  kRelu6,
+  kHardswish,
+  kSilu,
+  kMapActivations,  // those before leave a zero a zero, and so the borders of a map
+  kHardsigmoid = kMapActivations,
+  kSigmoid,
+  kActivations
+};
+
+// y = activation(x W + bias) [+ add] for a grid of rows x pixels; x is read in `segments` runs of
+// `depth` contiguous values, so that a convolution of any kernel size is one too.
 struct Product {
   int64_t rows, pixels;
   const float* x;
@@ -27,6 +41,7 @@ struct Product {
   int64_t y_row, y_pixel;
   const float* add;  // nullptr, or a map of the output's size
   int64_t add_row, add_pixel;
+  int64_t activation;
 };
 
 // y = silu(depthwise 3x3 of three rows + bias), one row of `pixels`; `sum` is that of y.
@@ -39,14 +54,32 @@ struct DepthwiseRow {
   int64_t pixels, stride, channels;
 };
 
+// y = activation(depthwise convolution + bias), one row of `pixels`; `sum` is that of y. Of the
+// kernel's rows only those inside the map are there; left and right x has borders of zeros.
+struct PaddedRow {
+  const float* x;  // the first of `rows` rows, from its border on
+  int64_t rows, x_row, x_pixel;
+  const float* weight;  // of these rows, (rows * kernel, weight_step)
+  int64_t weight_step;
+  const float* bias;  // (channels)
+  float* y;
+  int64_t y_pixel;
+  float* sum;  // (channels), or null
+  int64_t pixels, kernel, stride, channels, activation;
+};
+
 struct Kernels {
   int64_t width;  // floats in a vector
   void (*product)(const Product& job);
   void (*depthwise_row)(const DepthwiseRow& job);
+  void (*padded_row)(const PaddedRow& job);
   // Packed weights of `channels` outputs: y = x with input i times gate[i].
   void (*scale)(const float* x, const float* gate, int64_t inputs, int64_t channels, float* y);
   void (*silu)(float* x, int64_t count);     // in place; `count` is a multiple of `width`
   void (*sigmoid)(float* x, int64_t count);  // likewise
+  void (*activate)(int64_t activation, float* x, int64_t count);  // likewise
+  // x (pixels, channels) in place, channel c times gate[c].
+  void (*gate)(float* x, const float* gate, int64_t pixels, int64_t channels);
 };
 
 // Those of `instruction_set`.

@@ -6,6 +6,7 @@
 // in registers.
 #pragma once
 
+#include "ops/cpu/mbconv/activations.h"
 #include "ops/cpu/mbconv/kernels.h"
 #include "ops/cpu/mbconv/vectors.h"
 
@@ -45,6 +46,7 @@ ANCHORNET_INLINE void product_tile(const Product& job, const float* x, const flo
       }
     }
   }
+  activate_cheaply<W, kPixels, kVectors>(job.activation, sum);
 #pragma GCC unroll 16
   for (int p = 0; p < kPixels; ++p) {
 #pragma GCC unroll 16
