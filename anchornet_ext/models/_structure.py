@@ -12,7 +12,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 
 _IS_CPU, _DTYPE = attrgetter("is_cpu"), attrgetter("dtype")
 #: `register_module_forward_hook` and its like put hooks here, which every module calls.
-_HOOKS_OF_ALL = (_global_forward_hooks, _global_forward_pre_hooks)
+HOOKS_OF_ALL = (_global_forward_hooks, _global_forward_pre_hooks)
 
 
 def modules_of_types(roots: Sequence[nn.Module], types: Collection[type]) -> list[nn.Module] | None:
@@ -21,7 +21,7 @@ def modules_of_types(roots: Sequence[nn.Module], types: Collection[type]) -> lis
     None where one has a hook, or all modules have, or one is of none of `types`: something else may
     stand in a module's place, a quantised or parametrised one say.
     """
-    if any(_HOOKS_OF_ALL):
+    if any(HOOKS_OF_ALL):
         return None
     found: list[nn.Module] = []
     waiting = list(reversed(roots))
@@ -56,7 +56,7 @@ class Structure:
         self._types = [type(module) for module in modules]
         # Torch changes these dictionaries in place and never puts another one in their stead.
         own = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
-        self._hooks = [*own, *_HOOKS_OF_ALL]
+        self._hooks = [*own, *HOOKS_OF_ALL]
         self._children = [module._modules for module in modules]
         self._children_then = [dict(children) for children in self._children]
         self._own = [module._parameters.values() for module in modules]

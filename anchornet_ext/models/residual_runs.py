@@ -1,0 +1,208 @@
+"""Sequences of inverted residuals as one operator each (`ops.inverted_residuals`).
+
+A MobileNet is a hundred small operations. For a single image their calls, the maps that they write
+and read again, and weights in an order that is none of theirs take several times as long as the
+arithmetic does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from anchornet_ext import _extension
+from anchornet_ext.ops.inverted_residuals import PackedLayers, inverted_residuals, pack_layers
+from anchornet_ext.reference.inverted_residuals import InvertedResidual, Layer
+
+from ._structure import HOOKS_OF_ALL, Structure, parameters_of
+from .residual_layers import layer_of
+
+_VERSION = attrgetter("_version")
+
+
+def fuse_inverted_residuals(network: nn.Module) -> int:
+    """Makes every `nn.Sequential` in `network` that holds inverted residuals a
+    `FusedSequential`, in place; of those within one another, the outermost.
+
+    Returns:
+        How many there were.
+    """
+    if _is_plain(network) and any(isinstance(part, list) for part in _parts_of(network)):
+        network.__class__ = FusedSequential  # with its modules, hooks and place
+        return 1
+    return sum(fuse_inverted_residuals(child) for child in network.children())
+
+
+class FusedSequential(nn.Sequential):
+    """`nn.Sequential` for inference on a CPU, with the same results up to rounding.
+
+    The modules stay where they are and keep their parameters, which may be replaced, loaded or
+    moved: copies of them, in the order in which the operator reads them, are made at the first call
+    and again when they have changed. What else the modules are (strides, the order of the modules)
+    is read at the same time. Where gradients are wanted, forward-mode ones among them, in training
+    mode, under autocast, while PyTorch compiles or exports, on another device, in another dtype
+    than float32, and where something watches the modules, it is `nn.Sequential`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        known = self._known_runs() if self._may_run_fused(input) else None
+        if known is None or not known.takes(input):
+            out: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
+            return out
+        x = input
+        for part in known.parts:
+            x = part(x) if isinstance(part, nn.Module) else inverted_residuals(x, part)
+        return x
+
+    def _may_run_fused(self, input: Tensor) -> bool:
+        """Whether nothing about the call forbids it; the dearest questions come last."""
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return False
+        return (
+            type(input) is Tensor
+            and input.is_cpu
+            and input.dtype == torch.float32
+            and input.dim() == 4
+            and input.numel() > 0
+            and _has_fast_kernels()
+            and not (torch.is_grad_enabled() and input.requires_grad)
+            and not torch.is_autocast_enabled("cpu")
+            and forward_ad._current_level < 0  # a forward-mode gradient would be lost
+            # Nobody watches, pretends or maps.
+            and torch._C._len_torch_dispatch_stack() == 0
+            and torch._C._functorch.peek_interpreter_stack() is None
+        )
+
+    def _known_runs(self) -> _Runs | None:
+        """What there is to run; None where the modules or their parameters are in the way."""
+        known: _Runs | None = self.__dict__.get("_known")
+        if known is None or not known.is_as_it_was():
+            modules = [*self.modules()]
+            if _have_hooks(modules) or not _all_float32(parameters_of(modules)):
+                return None
+            known = self.__dict__["_known"] = _Runs(self, modules)
+        parameters = known.structure.parameters
+        if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+            return None
+        if any(module.training for module in known.fused):
+            return None
+        # Both can change in place.
+        return known if known.structure.is_on_cpu(torch.float32) else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies, and what is loaded from a file, pack their own.
+        return {name: value for name, value in self.__dict__.items() if name != "_known"}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FusedSequential:
+        self.__dict__.pop("_known", None)  # `fn` may write into the parameters' data
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class _Runs:
+    """What a `FusedSequential` does, with the parameters in the operator's order.
+
+    Attributes:
+        structure: the modules that this was read from.
+        parts: modules to call, and runs of layers.
+        fused: the modules that these layers were.
+    """
+
+    def __init__(self, sequence: nn.Sequential, modules: Sequence[nn.Module]) -> None:
+        self.structure = Structure((sequence,), modules)
+        self._watched = [p for p in self.structure.parameters if not p.is_inference()]
+        self._versions = self._versions_now()
+        self.parts: list[nn.Module | PackedLayers] = []
+        self.fused: list[nn.Module] = []
+        self._in_channels: int | None = None
+        for part in _parts_of(sequence):
+            if isinstance(part, nn.Module):
+                self.parts.append(part)
+                continue
+            self.fused += [module for module, _ in part]
+            layers = [_detached(layer) for _, layer in part]
+            if not self.parts:
+                self._in_channels = _inputs_of(layers[0])
+            self.parts.append(pack_layers(layers))
+
+    def is_as_it_was(self) -> bool:
+        return self.structure.is_as_it_was() and self._versions_now() == self._versions
+
+    def takes(self, input: Tensor) -> bool:
+        """Whether `input` has the right channels; else the usual error is wanted."""
+        return self._in_channels is None or input.shape[1] == self._in_channels
+
+    def _versions_now(self) -> list[int]:
+        # Loading a state dict writes into the tensors, which count that outside of inference mode.
+        return [*map(_VERSION, self._watched)]
+
+
+_Run = list[tuple[nn.Module, Layer]]
+
+
+def _parts_of(sequence: nn.Sequential) -> list[nn.Module | _Run]:
+    """The modules of a sequence, those within sequences in it as well, and the runs of layers."""
+    parts: list[nn.Module | _Run] = []
+    run: _Run = []
+    for module in [*_flat(sequence), None]:
+        layer = None if module is None else layer_of(module)
+        if module is not None and layer is not None:
+            run.append((module, layer))
+            continue
+        if any(isinstance(layer, InvertedResidual) for _, layer in run):
+            parts.append(run)
+        else:  # a convolution or two, which are faster by themselves
+            parts.extend(module for module, _ in run)
+        run = []
+        if module is not None:
+            parts.append(module)
+    return parts
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    return type(module) in (nn.Sequential, FusedSequential)
+
+
+def _flat(sequence: nn.Sequential) -> list[nn.Module]:
+    modules: list[nn.Module] = []
+    for child in sequence.children():
+        if _is_plain(child) and layer_of(child) is None:
+            modules += _flat(child)
+        else:
+            modules.append(child)
+    return modules
+
+
+def _inputs_of(layer: Layer) -> int:
+    if isinstance(layer, InvertedResidual):
+        if layer.expand is None:
+            return len(layer.depthwise.weight)
+        layer = layer.expand
+    return layer.weight.shape[1]
+
+
+def _detached(value: Any) -> Any:
+    """A layer with parameters that want no gradient."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    return type(value)(*map(_detached, value)) if isinstance(value, tuple) else value
+
+
+def _have_hooks(modules: Sequence[nn.Module]) -> bool:
+    return any(HOOKS_OF_ALL) or any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+
+
+def _all_float32(parameters: Sequence[Tensor]) -> bool:
+    return all(p.is_cpu and p.dtype == torch.float32 for p in parameters)
+
+
+@functools.cache
+def _has_fast_kernels() -> bool:
+    """Whether the operator was built and has the vectors that it was measured with."""
+    return _extension.available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
