@@ -15,6 +15,8 @@ from torch import fx, nn
 from torch.nn import functional
 
 from .packed_convolutions import PackedConv2d
+from .packed_linear import PackedLinear
+from .residual_runs import FusedSequential
 
 #: Every in-place operator of Python; a proxy would silently make them the ordinary ones.
 _IN_PLACE_OPERATORS = (
@@ -121,7 +123,8 @@ for _name in _IN_PLACE_OPERATORS:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, PackedConv2d) or super().is_leaf_module(m, module_qualified_name)
+        ours = isinstance(m, PackedConv2d | PackedLinear | FusedSequential)
+        return ours or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> _Proxy:
         return _Proxy(node, self)

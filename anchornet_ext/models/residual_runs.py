@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from itertools import takewhile
 from operator import attrgetter
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from anchornet_ext import _extension
 from anchornet_ext.ops.inverted_residuals import PackedLayers, inverted_residuals, pack_layers
 from anchornet_ext.reference.inverted_residuals import InvertedResidual, Layer
 
 from ._structure import HOOKS_OF_ALL, Structure, parameters_of
+from .packed_convolutions import runs_natively
 from .residual_layers import layer_of
 
 _VERSION = attrgetter("_version")
@@ -31,8 +32,10 @@ def fuse_inverted_residuals(network: nn.Module) -> int:
     `FusedSequential`, in place; of those within one another, the outermost.
 
     Returns:
-        How many there were.
+        How many there were; none where the operator would not run.
     """
+    if not _has_fast_kernels():
+        return 0
     if _is_plain(network) and any(isinstance(part, list) for part in _parts_of(network)):
         network.__class__ = FusedSequential  # with its modules, hooks and place
         return 1
@@ -51,7 +54,7 @@ class FusedSequential(nn.Sequential):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        known = self._known_runs() if self._may_run_fused(input) else None
+        known = self._known_runs() if _is_for_kernels(input) else None
         if known is None or not known.takes(input):
             out: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
             return out
@@ -60,23 +63,15 @@ class FusedSequential(nn.Sequential):
             x = part(x) if isinstance(part, nn.Module) else inverted_residuals(x, part)
         return x
 
-    def _may_run_fused(self, input: Tensor) -> bool:
-        """Whether nothing about the call forbids it; the dearest questions come last."""
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-            return False
-        return (
-            type(input) is Tensor
-            and input.is_cpu
-            and input.dtype == torch.float32
-            and input.dim() == 4
-            and input.numel() > 0
-            and _has_fast_kernels()
-            and not (torch.is_grad_enabled() and input.requires_grad)
-            and not torch.is_autocast_enabled("cpu")
-            and forward_ad._current_level < 0  # a forward-mode gradient would be lost
-            # Nobody watches, pretends or maps.
-            and torch._C._len_torch_dispatch_stack() == 0
-            and torch._C._functorch.peek_interpreter_stack() is None
+    @property
+    def inplace(self) -> bool:
+        """Whether a call may change `input`: nothing is known of what comes before the first run,
+        if it is no module of PyTorch's or says so itself."""
+        first = takewhile(lambda part: isinstance(part, nn.Module), _parts_of(self))
+        modules = [module for part in first for module in part.modules()]  # type: ignore[union-attr]
+        return any(
+            getattr(module, "inplace", not type(module).__module__.startswith("torch.nn."))
+            for module in modules
         )
 
     def _known_runs(self) -> _Runs | None:
@@ -200,6 +195,18 @@ def _have_hooks(modules: Sequence[nn.Module]) -> bool:
 
 def _all_float32(parameters: Sequence[Tensor]) -> bool:
     return all(p.is_cpu and p.dtype == torch.float32 for p in parameters)
+
+
+def _is_for_kernels(input: Tensor) -> bool:
+    return (
+        type(input) is Tensor
+        and runs_natively(input)
+        and input.dtype == torch.float32
+        and input.dim() == 4
+        and input.numel() > 0
+        and not (torch.is_grad_enabled() and input.requires_grad)
+        and _has_fast_kernels()
+    )
 
 
 @functools.cache

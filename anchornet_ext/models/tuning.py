@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .fused_network import FusedNetwork
 from .norm_folding import FoldedNorms, fold_batch_norms
 from .packed_convolutions import pack_convolutions
+from .packed_linear import pack_linears
 from .residual_runs import fuse_inverted_residuals
 
 
@@ -94,6 +95,7 @@ class TunedNetwork(nn.Module):
         if dtype is not None:
             self.network.to(dtype)
         pack_convolutions(self.network)
+        pack_linears(self.network)
         fuse_inverted_residuals(self.network)
         self.norms = norms
         self.is_compiled = compile

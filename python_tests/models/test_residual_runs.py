@@ -111,6 +111,31 @@ def test_tuned_networks_have_it(built: nn.Module, calls: list[int]) -> None:
     assert len(calls) == 2
 
 
+def test_a_network_whose_graph_is_fused_has_it(calls: list[int]) -> None:
+    class Network(nn.Module):
+        def __init__(self, features: nn.Module) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(inplace=True))
+            self.features = features
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            out: Tensor = self.features(x)
+            return out + x.mean()
+
+    blocks = [*build("mobilenet_v3_small").get_submodule("features").children()]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain = Network(nn.Sequential(*blocks[1:4])).eval().requires_grad_(False)
+        changed = Network(nn.Sequential(nn.SiLU(inplace=True), *blocks[1:4])).eval()
+    for count, network in enumerate((plain, changed.requires_grad_(False)), 1):
+        tuned = tune(network)
+        assert_same(tuned, network, images(2, 3, 40, 40))
+        assert len(calls) == count
+    assert tune(plain).network.features.inplace is False
+    assert tune(changed).network.features.inplace is True
+
+
 def test_a_sequence_with_other_modules_in_it(pair: Any, calls: list[int]) -> None:
     _, features = pair
     blocks = [*features.children()]
