@@ -159,6 +159,20 @@ def convolve_maps(device: torch.device) -> None:
     )
 
 
+def run_map_program(device: torch.device) -> None:
+    """Two convolutions with a sum, and a pooling; it runs on the CPU only."""
+    maps = _normal(2, 20, 6, 5, device=device).cpu()
+    weights = [_normal(20, 20, 3, 3, device=device).cpu() / 13 for _ in range(2)]
+    steps = [
+        reference.MapStep("conv", 0, 1, weights[0], padding=(1, 1), relu=True),
+        reference.MapStep("conv", 1, 2, weights[1], padding=(1, 1), add=0, relu=True),
+        reference.MapStep("max_pool", 2, 3, kernel=(2, 3), stride=(2, 1)),
+    ]
+    found = ops.run_map_program([maps], ops.pack_map_program(steps, (3, 1)))
+    for one, expected in zip(found, reference.run_map_program([maps], steps, (3, 1)), strict=True):
+        torch.testing.assert_close(one, expected, rtol=3e-4, atol=1e-4)
+
+
 def inverted_residuals(device: torch.device) -> None:
     """A convolution with a stride and a block with all parts; it runs on the CPU only."""
     images = _normal(3, 3, 17, 14, device=device).cpu()
@@ -217,6 +231,7 @@ CHECKS: dict[str, Callable[[torch.device], None]] = {
         mbconv_chain,
         convolve_cells,
         convolve_maps,
+        run_map_program,
         inverted_residuals,
         fuse_cells,
     )

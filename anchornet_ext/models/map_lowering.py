@@ -21,10 +21,12 @@ from anchornet_ext.reference.map_program import MapStep
 from .graph_fusion import FusedConvolution
 from .graph_tracing import is_relu, is_sum, module_of
 from .packed_convolutions import PackedConv2d
+from .packed_linear import PackedLinear
 
 #: Of fewer operations a program would save nothing.
 _FEWEST_OPERATIONS = 2
 _FEWEST_CHANNELS = 16
+_LINEAR = (nn.Linear, PackedLinear)
 
 #: Node -> the shape of what it makes; None where that is no float32 tensor on the CPU.
 Shapes = dict[fx.Node, "tuple[int, ...] | None"]
@@ -172,7 +174,7 @@ def _can_be_lowered(graph: fx.GraphModule, node: fx.Node, shapes: Shapes) -> boo
     if shape is None or 0 in shape or not sources or node.op in ("placeholder", "output"):
         return False
     read = [shapes.get(source) for source in sources]
-    if _is_flatten(node) or type(module_of(graph, node)) is nn.Linear:
+    if _is_flatten(node) or type(module_of(graph, node)) in _LINEAR:
         # Of one pixel only: there it means nothing, and a linear layer is a convolution.
         flat = read[0] is not None and all(size == 1 for size in read[0][2:])
         return len(shape) == 2 and flat and node.op != "call_method"
@@ -327,7 +329,7 @@ class _Lowering:
             self._made.append(
                 MapStep("sum", others[0], target, add=others[1], relu=last is not node)
             )
-        elif type(module) is nn.Linear:
+        elif isinstance(module, nn.Linear):
             weight = module.weight[:, :, None, None]
             self._made.append(MapStep("conv", source, target, weight, module.bias))
         else:

@@ -128,10 +128,12 @@ def test_a_network_whose_graph_is_fused_has_it(calls: list[int]) -> None:
         torch.manual_seed(0)
         plain = Network(nn.Sequential(*blocks[1:4])).eval().requires_grad_(False)
         changed = Network(nn.Sequential(nn.SiLU(inplace=True), *blocks[1:4])).eval()
-    for count, network in enumerate((plain, changed.requires_grad_(False)), 1):
+    for network in (plain, changed.requires_grad_(False)):
         tuned = tune(network)
+        tuned(images(2, 3, 40, 40))  # what is around it may become a program, which takes a run
+        calls.clear()
         assert_same(tuned, network, images(2, 3, 40, 40))
-        assert len(calls) == count
+        assert len(calls) == 1
     assert tune(plain).network.features.inplace is False
     assert tune(changed).network.features.inplace is True
 
