@@ -138,13 +138,14 @@ def test_before_and_after_give_the_same_answers() -> None:
 
 
 def test_memory_of_a_process_of_its_own() -> None:
-    row = memory.measure_run("dense", {"backbone": BACKBONE, "size": 112, "batch": 64}, "cpu")
+    # Its maps exist whole; those of a MobileNet need not, where its blocks are one operator.
+    row = memory.measure_run("dense", {"backbone": "resnet18", "size": 112, "batch": 16}, "cpu")
     assert row.error is None
-    # The first feature map has 16 channels at half the size.
-    assert row.facts["peak bytes"] > 64 * 16 * 56 * 56 * 4
+    # The first feature map has 64 channels at half the size.
+    assert row.facts["peak bytes"] > 16 * 64 * 56 * 56 * 4
     # The weights, and the convolutions' in the kernels' order.
-    weights = sum(p.numel() for p in build_backbone(BACKBONE, 1000).parameters()) * 4
-    assert weights < row.facts["networks bytes"] < 64 << 20
+    weights = sum(p.numel() for p in build_backbone("resnet18", 1000).parameters()) * 4
+    assert weights < row.facts["networks bytes"] < 4 * weights
     assert "MiB at the peak" in memory.describe(row)
 
 
