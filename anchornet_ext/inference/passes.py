@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from anchornet_ext.models.localise import localise
+from anchornet_ext.models.tuning import TunedNetwork
 
 if TYPE_CHECKING:
     from .two_stage import TwoStageClassifier
@@ -142,7 +143,10 @@ def _in_pieces(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """The network over pieces of a large batch on the CPU, of nearly the same size."""
 
     def run(images: Tensor) -> Tensor:
-        pieces = -(-len(images) // MOST_AT_ONCE)
+        most = MOST_AT_ONCE
+        if isinstance(network, TunedNetwork) and images.device.type == "cpu":
+            most = network.best_batch or most
+        pieces = -(-len(images) // most)
         if pieces <= 1 or images.device.type != "cpu":
             logits: Tensor = network(images)
             return logits

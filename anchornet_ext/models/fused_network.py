@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .graph_fusion import fuse
-from .graph_tracing import hooks_of
+from .graph_fusion import FusedConvolution, fuse
+from .graph_tracing import hooks_of, module_of
 from .map_lowering import Programs, Recorder, lower
-from .packed_convolutions import has_fast_maps, runs_natively
+from .packed_convolutions import PackedConv2d, has_fast_maps, runs_natively
 
 #: Larger batches keep oneDNN's convolutions busy, and calls matter less to them: of 32 images the
 #: fused graph takes 1 to 5 % longer than the modules one by one, as oneDNN adds a residual slowly.
@@ -33,6 +33,8 @@ class FusedNetwork:
 
     def __init__(self, network: nn.Module) -> None:
         self._graph = fuse(network)
+        #: How many images it should get at once, if that makes a difference.
+        self.best_batch = _LARGEST_LOWERED if _has_many_norms(self._graph) else None
         #: The modules' own dictionaries of hooks.
         self._hooks = [hooks for module in network.modules() for hooks in hooks_of(module)]
         #: By the shape of the images; None where no program was worth it.
@@ -59,6 +61,21 @@ class FusedNetwork:
             self._lowered[shape] = lower(self._graph, recorder.shapes, self._programs)
         # The first time as well, so that the same images give the same bits.
         return (self._lowered[shape] or self._graph)(images)
+
+
+def _has_many_norms(graph: fx.GraphModule | None) -> bool:
+    """Whether batch norms that are no part of a convolution take a good part of the time.
+
+    In a program they, and concatenations, are no ways of their own through the memory: of 95 x 95
+    pixels, a DenseNet takes three quarters of the time for eight images that it takes for each of
+    32, which are too many for programs.
+    """
+    if graph is None or not has_fast_maps():
+        return False
+    modules = [module_of(graph, node) for node in graph.graph.nodes]
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in modules)
+    convolutions = sum(isinstance(module, PackedConv2d | FusedConvolution) for module in modules)
+    return 3 * norms >= convolutions > 0
 
 
 def _may_be_lowered(images: Tensor) -> bool:

@@ -135,12 +135,21 @@ class TunedNetwork(nn.Module):
             f"is_compiled={self.is_compiled}, dtype={self.dtype}"
         )
 
+    @property
+    def best_batch(self) -> int | None:
+        """Of how many images it takes the least time for each on the CPU, if many are not best."""
+        return None if self.is_compiled or self.dtype != torch.float32 else self._graph().best_batch
+
+    def _graph(self) -> FusedNetwork:
+        if self._fused is None:
+            self._fused = FusedNetwork(self.network)
+        return self._fused
+
     def _run_plain(self, images: Tensor) -> Any:
         if not images.is_cpu or torch.compiler.is_compiling():
             return self.network(images)
-        if self._fused is None:
-            self._fused = FusedNetwork(self.network)
-        return (self._fused if self._fused.takes(images) else self.network)(images)
+        graph = self._graph()
+        return (graph if graph.takes(images) else self.network)(images)
 
     def _run_compiled(self, images: Tensor) -> Any:
         if self._compiled is None:

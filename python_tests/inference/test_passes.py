@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from anchornet_ext.inference import passes
+from anchornet_ext.models.backbones import build_backbone
+from anchornet_ext.models.packed_convolutions import has_fast_maps
+from anchornet_ext.models.tuning import tune
 
 
 class Sums(nn.Module):
@@ -32,3 +36,18 @@ def test_pieces_are_whole_in_order_and_small(batch: int) -> None:
     assert max(network.batches) <= passes.MOST_AT_ONCE
     assert max(network.batches) - min(network.batches) <= 1
     assert len(network.batches) == max(1, -(-batch // passes.MOST_AT_ONCE))
+
+
+@pytest.mark.skipif(not has_fast_maps(), reason="for AVX-512 and the native library")
+def test_a_network_of_many_norms_gets_few_images_at_once() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(19, 3, 64, 64)
+    for name, pieces in (("densenet121", [7, 6, 6]), ("resnet18", [19])):
+        network = build_backbone(name, 5).eval().requires_grad_(False)
+        tuned = tune(network)
+        batches: list[int] = []
+        tuned.register_forward_pre_hook(lambda _, given, seen=batches: seen.append(len(given[0])))
+        found = passes._in_pieces(tuned)(images)
+        torch.testing.assert_close(found, network(images), rtol=1e-3, atol=1e-3)
+        assert batches == pieces
+    assert tune(network, dtype=torch.float64).best_batch is None
