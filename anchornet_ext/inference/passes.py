@@ -143,16 +143,18 @@ def _in_pieces(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """The network over pieces of a large batch on the CPU, of nearly the same size."""
 
     def run(images: Tensor) -> Tensor:
-        most = MOST_AT_ONCE
-        if isinstance(network, TunedNetwork) and images.device.type == "cpu":
-            most = network.best_batch or most
-        pieces = -(-len(images) // most)
-        if pieces <= 1 or images.device.type != "cpu":
+        pieces = 1 if images.device.type != "cpu" else -(-len(images) // _most_at_once(network))
+        if pieces <= 1:
             logits: Tensor = network(images)
             return logits
         return torch.cat([network(piece) for piece in images.tensor_split(pieces)])
 
     return run
+
+
+def _most_at_once(network: nn.Module) -> int:
+    own = network.best_batch if isinstance(network, TunedNetwork) else None
+    return own or MOST_AT_ONCE
 
 
 def _ranks(iou_threshold: float | Sequence[float], num_patches: int) -> float | Sequence[float]:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from .graph_fusion import FusedConvolution, fuse
 from .graph_tracing import hooks_of, module_of
 from .map_lowering import Programs, Recorder, lower
-from .packed_convolutions import PackedConv2d, has_fast_maps, runs_natively
+from .packed_convolutions import PackedConv2d, has_fast_kernels, runs_natively
 
 #: Larger batches keep oneDNN's convolutions busy, and calls matter less to them: of 32 images the
 #: fused graph takes 1 to 5 % longer than the modules one by one, as oneDNN adds a residual slowly.
@@ -70,7 +70,7 @@ def _has_many_norms(graph: fx.GraphModule | None) -> bool:
     pixels, a DenseNet takes three quarters of the time for eight images that it takes for each of
     32, which are too many for programs.
     """
-    if graph is None or not has_fast_maps():
+    if graph is None or not has_fast_kernels():
         return False
     modules = [module_of(graph, node) for node in graph.graph.nodes]
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in modules)
@@ -84,5 +84,5 @@ def _may_be_lowered(images: Tensor) -> bool:
         and images.dim() == 4
         and 0 < len(images) <= _LARGEST_LOWERED
         and images.shape[0] * images.shape[2] * images.shape[3] <= _MOST_PIXELS
-        and has_fast_maps()
+        and has_fast_kernels()
     )

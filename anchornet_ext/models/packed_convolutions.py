@@ -45,6 +45,14 @@ def pack_convolutions(network: nn.Module) -> int:
     return len(found)
 
 
+def version_of(parameter: Tensor) -> int:
+    """Another number once it was written to.
+
+    Loading a state dict writes into the tensor, which counts that outside of inference mode.
+    """
+    return -1 if parameter.is_inference() else parameter._version
+
+
 def runs_natively(input: Tensor) -> bool:
     """Whether nothing but the values is wanted: nobody traces, watches, pretends or maps.
 
@@ -149,7 +157,7 @@ class PackedConv2d(nn.Conv2d):
             return False
         taps = self.kernel_size[0] * self.kernel_size[1]
         # With fewer the sums are started and stored more often than they are added to.
-        if taps * self.in_channels < _LEAST_DEPTH or not has_fast_maps():
+        if taps * self.in_channels < _LEAST_DEPTH or not has_fast_kernels():
             return False
         rows, columns = self._output_size(input)
         pixels = rows * columns
@@ -178,8 +186,7 @@ class PackedConv2d(nn.Conv2d):
 
     def _known_orders(self) -> _Known:
         weight = self.weight
-        # Loading a state dict writes into the tensor, which counts that outside of inference mode.
-        version = -1 if weight.is_inference() else weight._version
+        version = version_of(weight)
         known: _Known | None = self.__dict__.get("_known")
         if known is None or known.weight is not weight or known.version != version:
             known = self.__dict__["_known"] = _Known(weight, version)
@@ -271,7 +278,7 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
 
 
 @functools.cache
-def has_fast_maps() -> bool:
+def has_fast_kernels() -> bool:
     """Whether `convolve_maps` was built and has the vectors that it was measured with."""
     capability = torch.backends.cpu.get_cpu_capability()
     return _extension.available() and capability.startswith("AVX512")

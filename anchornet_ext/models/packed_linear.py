@@ -7,16 +7,14 @@ images (1.2 times for one).
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from anchornet_ext import _extension
 from anchornet_ext.ops import Convolution, PackedLayers, inverted_residuals, pack_layers
 
-from .packed_convolutions import runs_natively
+from .packed_convolutions import has_fast_kernels, runs_natively, version_of
 
 #: With fewer weights the call is what takes long.
 _FEWEST_WEIGHTS = 1 << 15
@@ -28,7 +26,7 @@ def pack_linears(network: nn.Module) -> int:
     Returns:
         How many there were; none where PyTorch's are as fast.
     """
-    if not _has_fast_kernels():
+    if not has_fast_kernels():
         return 0
     found = [
         module
@@ -68,7 +66,7 @@ class PackedLinear(nn.Linear):
             and input.shape[1] == self.in_features  # else the usual error
             and all(p is None or self._is_plain(p) for p in (self.weight, self.bias))
             and not (torch.is_grad_enabled() and input.requires_grad)
-            and _has_fast_kernels()
+            and has_fast_kernels()
         )
 
     @staticmethod
@@ -98,22 +96,13 @@ class _Known(NamedTuple):
     def made(cls, weight: Tensor, bias: Tensor | None) -> _Known:
         matrix = weight.detach()[:, :, None, None]
         packed = pack_layers([Convolution(matrix, None if bias is None else bias.detach())])
-        return cls(weight, bias, (_version(weight), _version(bias)), packed)
+        return cls(weight, bias, _versions(weight, bias), packed)
 
     def is_of(self, weight: Tensor, bias: Tensor | None) -> bool:
         return (
-            self.weight is weight
-            and self.bias is bias
-            and self.versions == (_version(weight), _version(bias))
+            self.weight is weight and self.bias is bias and self.versions == _versions(weight, bias)
         )
 
 
-def _version(parameter: Tensor | None) -> int:
-    # Loading a state dict writes into the tensor, which counts that outside of inference mode.
-    return -1 if parameter is None or parameter.is_inference() else parameter._version
-
-
-@functools.cache
-def _has_fast_kernels() -> bool:
-    """Whether the operator was built and has the vectors that it was measured with."""
-    return _extension.available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+def _versions(weight: Tensor, bias: Tensor | None) -> tuple[int, int]:
+    return version_of(weight), -1 if bias is None else version_of(bias)

@@ -7,7 +7,6 @@ arithmetic does.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from itertools import takewhile
 from operator import attrgetter
@@ -16,12 +15,11 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from anchornet_ext import _extension
 from anchornet_ext.ops.inverted_residuals import PackedLayers, inverted_residuals, pack_layers
 from anchornet_ext.reference.inverted_residuals import InvertedResidual, Layer
 
 from ._structure import HOOKS_OF_ALL, Structure, parameters_of
-from .packed_convolutions import runs_natively
+from .packed_convolutions import has_fast_kernels, runs_natively
 from .residual_layers import layer_of
 
 _VERSION = attrgetter("_version")
@@ -34,7 +32,7 @@ def fuse_inverted_residuals(network: nn.Module) -> int:
     Returns:
         How many there were; none where the operator would not run.
     """
-    if not _has_fast_kernels():
+    if not has_fast_kernels():
         return 0
     if _is_plain(network) and any(isinstance(part, list) for part in _parts_of(network)):
         network.__class__ = FusedSequential  # with its modules, hooks and place
@@ -205,11 +203,5 @@ def _is_for_kernels(input: Tensor) -> bool:
         and input.dim() == 4
         and input.numel() > 0
         and not (torch.is_grad_enabled() and input.requires_grad)
-        and _has_fast_kernels()
+        and has_fast_kernels()
     )
-
-
-@functools.cache
-def _has_fast_kernels() -> bool:
-    """Whether the operator was built and has the vectors that it was measured with."""
-    return _extension.available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")

@@ -54,6 +54,21 @@ def call_checked(op: Any, *arguments: Any) -> Any:
         raise ValueError(str(error).split("\n")[0]) from error
 
 
+def check_cpu_maps(name: str, maps: Tensor) -> None:
+    """Raises unless `maps` may go to an operator for float32 (B, C, H, W) on the CPU alone.
+
+    Raises:
+        TypeError: not float32.
+        ValueError: not of four dimensions, or on another device; meta stands for the CPU.
+    """
+    if maps.dtype != torch.float32:
+        raise TypeError(f"{name} must be float32, got {maps.dtype}")
+    if maps.dim() != 4:
+        raise ValueError(f"{name} must be (B, C, H, W), got {tuple(maps.shape)}")
+    if maps.device.type not in ("cpu", "meta"):
+        raise ValueError(f"{name} must be on the CPU, got {maps.device}")
+
+
 def refuse_tangents(op: object, arguments: Sequence[Any]) -> None:
     """Raises NotImplementedError if one of the tensors has a forward-mode gradient."""
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:

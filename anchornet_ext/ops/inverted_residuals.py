@@ -20,7 +20,7 @@ from anchornet_ext.reference.inverted_residuals import (
     SqueezeExcitation,
 )
 
-from ._calls import call_checked
+from ._calls import call_checked, check_cpu_maps
 
 _NAME = "anchornet_ext::inverted_residuals"
 #: Numbers that the operator is told of each layer; csrc/ops/inverted_residuals.h names them.
@@ -95,12 +95,7 @@ def inverted_residuals(images: Tensor, layers: PackedLayers) -> Tensor:
         ImportError: the native library is missing.
         NotImplementedError: an argument has a forward-mode gradient.
     """
-    if images.dtype != torch.float32:
-        raise TypeError(f"images must be float32, got {images.dtype}")
-    if images.dim() != 4:
-        raise ValueError(f"images must be (B, C, H, W), got {tuple(images.shape)}")
-    if images.device.type not in ("cpu", "meta"):
-        raise ValueError(f"images must be on the CPU, got {images.device}")
+    check_cpu_maps("images", images)
     _extension.require()
     result: Tensor = call_checked(
         torch.ops.anchornet_ext.inverted_residuals.default,

@@ -11,7 +11,7 @@ from torch import Tensor
 from anchornet_ext import _extension
 from anchornet_ext.reference.map_program import KINDS, MapStep
 
-from ._calls import call_checked
+from ._calls import call_checked, check_cpu_maps
 from .maps import pack_maps
 
 _RUN = "anchornet_ext::run_map_program"
@@ -88,12 +88,7 @@ def run_map_program(inputs: Sequence[Tensor], program: MapProgram) -> list[Tenso
         ImportError: the native library is missing.
     """
     for maps in inputs:
-        if maps.dtype != torch.float32:
-            raise TypeError(f"inputs must be float32, got {maps.dtype}")
-        if maps.device.type not in ("cpu", "meta"):
-            raise ValueError(f"inputs must be on the CPU, got {maps.device}")
-        if maps.dim() != 4:
-            raise ValueError(f"inputs must be (B, C, H, W), got {tuple(maps.shape)}")
+        check_cpu_maps("inputs", maps)
     _extension.require()
     results: list[Tensor] = call_checked(
         torch.ops.anchornet_ext.run_map_program.default,

@@ -11,7 +11,7 @@ from torch import Tensor
 from anchornet_ext import _extension
 from anchornet_ext.reference.maps import ACTIVATIONS
 
-from ._calls import call_checked
+from ._calls import call_checked, check_cpu_maps
 
 _CONVOLVE = "anchornet_ext::convolve_maps"
 _PANEL, _STEP = 64, 16  # as in csrc/ops/convolve_maps.h
@@ -86,10 +86,7 @@ def convolve_maps(
             raise TypeError(f"{name} must be float32, got {value.dtype}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if maps.dim() != 4:
-        raise ValueError(f"maps must be (B, C, H, W), got {tuple(maps.shape)}")
-    if maps.device.type not in ("cpu", "meta"):
-        raise ValueError(f"maps must be on the CPU, got {maps.device}")
+    check_cpu_maps("maps", maps)
     _extension.require()
     last = torch.channels_last
     result: Tensor = call_checked(

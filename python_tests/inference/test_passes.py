@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anchornet_ext.inference import passes
 from anchornet_ext.models.backbones import build_backbone
-from anchornet_ext.models.packed_convolutions import has_fast_maps
+from anchornet_ext.models.packed_convolutions import has_fast_kernels
 from anchornet_ext.models.tuning import tune
 
 
@@ -38,7 +38,7 @@ def test_pieces_are_whole_in_order_and_small(batch: int) -> None:
     assert len(network.batches) == max(1, -(-batch // passes.MOST_AT_ONCE))
 
 
-@pytest.mark.skipif(not has_fast_maps(), reason="for AVX-512 and the native library")
+@pytest.mark.skipif(not has_fast_kernels(), reason="for AVX-512 and the native library")
 def test_a_network_of_many_norms_gets_few_images_at_once() -> None:
     torch.manual_seed(0)
     images = torch.randn(19, 3, 64, 64)

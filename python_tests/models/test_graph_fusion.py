@@ -122,7 +122,7 @@ def images(*shape: int) -> Tensor:
 @pytest.fixture
 def on_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs for small maps wherever they would be there."""
-    monkeypatch.setattr(fused_network, "has_fast_maps", lambda: True)
+    monkeypatch.setattr(fused_network, "has_fast_kernels", lambda: True)
 
 
 @pytest.mark.usefixtures("on_avx512")
@@ -200,7 +200,7 @@ def test_sums_that_broadcast(last: type[nn.Module], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "googlenet", "mobilenet_v3_small"])
 def test_networks_of_others(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Else there is nothing left of MobileNet's graph on a processor with AVX-512.
-    monkeypatch.setattr(residual_runs, "_has_fast_kernels", lambda: False)
+    monkeypatch.setattr(residual_runs, "has_fast_kernels", lambda: False)
     network = build_backbone(name, 7).eval()
     tuned = tune(network)
     x = images(2, 3, 64, 64)

@@ -181,7 +181,7 @@ def test_what_is_left_alone() -> None:
 @pytest.fixture
 def on_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package's own convolutions wherever they would be there, and nowhere else."""
-    monkeypatch.setattr(packed_convolutions, "has_fast_maps", lambda: True)
+    monkeypatch.setattr(packed_convolutions, "has_fast_kernels", lambda: True)
 
 
 def of_maps(module: PackedConv2d) -> bool:
@@ -257,7 +257,7 @@ def test_weights_of_small_maps_that_change() -> None:
 
 
 def test_each_order_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_convolutions, "has_fast_maps", lambda: False)
+    monkeypatch.setattr(packed_convolutions, "has_fast_kernels", lambda: False)
     network = build_backbone("resnet18", 10).eval()
     count = pack_convolutions(network)
     assert count == 20
@@ -275,7 +275,7 @@ def test_each_order_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("own", "size"), [(True, 3), (False, 24)], ids=["convolve_maps", "oneDNN"])
 def test_two_threads_give_what_one_gives(own: bool, size: int) -> None:
     """Both begin with a module whose weights nobody has packed, on batches of many sizes."""
-    if own and not packed_convolutions.has_fast_maps():
+    if own and not packed_convolutions.has_fast_kernels():
         pytest.skip("this processor has no fast small maps")
     plain, alone = pair(64, 48, 3, padding=1)
     # The threads take the sizes in opposite orders, so that each packs what the other needs next.

@@ -19,7 +19,7 @@ from anchornet_ext.models.tuning import tune
 @pytest.fixture(autouse=True)
 def on_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the operator would be used, on any processor."""
-    monkeypatch.setattr(packed_linear, "_has_fast_kernels", lambda: True)
+    monkeypatch.setattr(packed_linear, "has_fast_kernels", lambda: True)
 
 
 @pytest.fixture

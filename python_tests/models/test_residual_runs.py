@@ -22,7 +22,7 @@ from anchornet_ext.models.tuning import tune
 @pytest.fixture(autouse=True)
 def on_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the operator would be used, on any processor."""
-    monkeypatch.setattr(residual_runs, "_has_fast_kernels", lambda: True)
+    monkeypatch.setattr(residual_runs, "has_fast_kernels", lambda: True)
 
 
 def images(*shape: int) -> Tensor:
