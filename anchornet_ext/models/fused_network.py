@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ._structure import HOOKS_OF_ALL
 from .graph_fusion import FusedConvolution, fuse
 from .graph_tracing import hooks_of, module_of
 from .map_lowering import Programs, Recorder, lower
@@ -35,8 +36,9 @@ class FusedNetwork:
         self._graph = fuse(network)
         #: How many images it should get at once, if that makes a difference.
         self.best_batch = _LARGEST_LOWERED if _has_many_norms(self._graph) else None
-        #: The modules' own dictionaries of hooks.
-        self._hooks = [hooks for module in network.modules() for hooks in hooks_of(module)]
+        #: The modules' own dictionaries of hooks, and those of all modules.
+        own = [hooks for module in network.modules() for hooks in hooks_of(module)]
+        self._hooks = [*own, *HOOKS_OF_ALL]
         #: By the shape of the images; None where no program was worth it.
         self._lowered: dict[tuple[int, ...], fx.GraphModule | None] = {}
         self._programs: Programs = {}

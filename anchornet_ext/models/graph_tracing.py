@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from ._structure import HOOKS_OF_ALL
 from .packed_convolutions import PackedConv2d
 from .packed_linear import PackedLinear
 from .residual_runs import FusedSequential
@@ -47,7 +48,8 @@ def trace(network: nn.Module) -> fx.GraphModule | None:
     Args:
         network: maps images (B, C, H, W) to anything, its convolutions packed.
     """
-    if network.training or any(any(hooks_of(module)) for module in network.modules()):
+    hooked = any(HOOKS_OF_ALL) or any(any(hooks_of(module)) for module in network.modules())
+    if network.training or hooked:
         return None
     tracer = _Tracer()
     try:

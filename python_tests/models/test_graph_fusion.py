@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.modules.module import register_module_forward_hook
 
 from anchornet_ext.models import (
     build_backbone,
@@ -269,6 +270,22 @@ def test_weights_that_change_and_hooks_that_come() -> None:
         handle.remove()
         torch.testing.assert_close(tuned(x), network(x))
         torch.testing.assert_close(tuned.double()(x.double()), network.double()(x.double()))
+
+
+@pytest.mark.parametrize("watched_from_the_start", [False, True])
+def test_hooks_of_all_modules_see_every_module(watched_from_the_start: bool) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU()).eval().requires_grad_(False)
+    tuned, x = tune(network), images(2, 3, 6, 6)
+    if not watched_from_the_start:
+        tuned(x)
+    seen: list[nn.Module] = []
+    handle = register_module_forward_hook(lambda module, args, out: seen.append(module))
+    try:
+        found = tuned(x)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(found, network(x))
+    assert seen == [*tuned.network, tuned.network, tuned]
 
 
 def test_copies_and_files() -> None:
