@@ -17,7 +17,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from anchornet_ext.benchmark.breakdown import PARTS, WHOLE
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tables_of_speed import breakdown_table
+
 from anchornet_ext.benchmark.rows import Results, Row
 from anchornet_ext.evaluation.units import three_digits
 
@@ -65,34 +68,9 @@ def breakdown(rows: Iterable[Row]) -> Iterator[str]:
         where = ", ".join(f"{k} {row.settings[k]}" for k in ("backbone", "batch", "size"))
         settings[where].append(row)
     for where, group in settings.items():
-        times: dict[str, dict[str, float]] = {"before": {}, "after": {}}
-        macs: dict[str, float] = {}
-        for row in group:
-            part = str(row.settings["part"])
-            if row.time is not None:
-                times[row.name][part] = 1e3 * row.time.median * row.facts["times"]
-                macs[part] = row.facts["macs"] * row.facts["times"]
-        totals = {way: sum(found[p] for p in PARTS if p in found) for way, found in times.items()}
-        work = sum(macs.values())
         yield f"To the last exit, {where}:"
         yield ""
-        yield "| part | before, ms | share | after, ms | share | of the multiply-adds |"
-        yield "| --- | --- | --- | --- | --- | --- |"
-        for part in PARTS:
-            cells = [part]
-            for way in ("before", "after"):
-                time = times[way].get(part)
-                if time is None:
-                    cells += ["failed", ""]
-                else:
-                    cells += [three_digits(time), f"{100 * time / totals[way]:.1f} %"]
-            share = macs.get(part, 0) / work
-            yield f"| {' | '.join(cells)} | {100 * share:.1f} % |"
-        sums = " | ".join(f"{totals[way]:.2f} |" for way in ("before", "after"))
-        yield f"| sum of the parts | {sums} | |"
-        wholes = [times[way].get(WHOLE) for way in ("before", "after")]
-        if None not in wholes:
-            yield f"| in one piece | {wholes[0]:.2f} | | {wholes[1]:.2f} | | |"
+        yield from breakdown_table(group)
         yield ""
 
 

@@ -1,0 +1,137 @@
+"""The table of the README: each operator over its reference, the usual code and the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from measured import Measured
+
+from anchornet_ext.benchmark.rows import Row, Setting
+
+
+class Line(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        label: what it is called.
+        usual: name of the usual code's row, and what the table calls it.
+        settings: of the row, enough to tell it from all others.
+    """
+
+    label: str
+    usual: tuple[str, str]
+    settings: dict[str, Setting]
+
+
+def _maps(label: str, channels: int, **settings: Setting) -> Line:
+    found: dict[str, Setting] = {"operator": "class_activation_map", "batch": 256}
+    found |= {"channels": channels, "dtype": "float32", "layout": "NCHW", "caches": "cold"}
+    return Line(label, ("matmul", "matmul"), found | settings)
+
+
+def _gather(label: str, usual: tuple[str, str], **settings: Setting) -> Line:
+    found: dict[str, Setting] = {"operator": "gather_patches", "batch": 32, "caches": "cold"}
+    return Line(label, usual, found | {k.replace("_", " "): v for k, v in settings.items()})
+
+
+def _resize(label: str, called: str, **settings: Setting) -> Line:
+    found: dict[str, Setting] = {"operator": "resize_images", "batch": 32, "caches": "cold"}
+    return Line(label, ("interpolate", called), found | settings)
+
+
+def _scatter(label: str, name: str) -> Line:
+    found: dict[str, Setting] = {"operator": name, "batch": 32, "dtype": "float32"}
+    return Line(label, ("loop", "loop of slices"), found | {"layout": "NCHW", "caches": "cold"})
+
+
+LOOP = ("loop", "loop of slices")
+LINES = (
+    _maps("`class_activation_map`, batch 256, 96 channels, NCHW", 96),
+    _maps("the same, channels_last", 96, layout="NHWC"),
+    _maps("`class_activation_map`, batch 256, 512 channels, NCHW", 512),
+    _maps("the same in float16", 512, dtype="float16"),
+    Line(
+        "`select_patches`, batch 256, warm",
+        ("batched_nms", "torchvision `batched_nms`"),
+        {"operator": "select_patches", "batch": 256, "caches": "warm"},
+    ),
+    _gather("`gather_patches`, NCHW", LOOP, dtype="float32", layout="NCHW", to_layout="NCHW"),
+    _gather(
+        "the same, channels_last",
+        ("indexing", "indexing"),
+        dtype="float32",
+        layout="NHWC",
+        to_layout="NHWC",
+    ),
+    _gather(
+        "`gather_patches`, uint8 to normalised float32, NCHW",
+        LOOP,
+        dtype="uint8",
+        layout="NCHW",
+        to_dtype="to float32",
+        to_layout="NCHW",
+    ),
+    _gather(
+        "the same, channels_last",
+        LOOP,
+        dtype="uint8",
+        layout="NHWC",
+        to_dtype="to float32",
+        to_layout="NHWC",
+    ),
+    _resize(
+        "`resize_images`, NCHW, 224 to 95",
+        "`functional.interpolate`",
+        dtype="float32",
+        layout="NCHW",
+    ),
+    _resize(
+        "`resize_images`, uint8 to normalised float32, channels_last",
+        "normalise, then `interpolate`",
+        dtype="uint8",
+        layout="NHWC",
+    ),
+    _scatter("`scatter_patches`, NCHW", "scatter_patches"),
+    _scatter("`scatter_patches_onto`, NCHW", "scatter_patches_onto"),
+    Line(
+        "`exit_step`, 1000 x 1000",
+        ("usual code", "softmax, maximum, comparison"),
+        {"operator": "exit_step", "batch": 1000, "dtype": "float32", "caches": "cold"},
+    ),
+    Line(
+        "`mbconv_chain`: AnchorNet, batch 32",
+        ("modules", "its folded modules"),
+        {"operator": "mbconv_chain", "batch": 32, "layout": "NHWC", "caches": "cold"},
+    ),
+)
+
+
+def operators(measured: Measured, threads: str) -> Iterator[str]:
+    """How many times faster than the others each operator is, on a number of threads."""
+    yield "| operator | over the reference | over the usual code | over the floor |"
+    yield "|---|---|---|---|"
+    for line in LINES:
+        ratios = _row(measured, line, int(threads)).ratios
+        name, called = line.usual
+        usual = f"{_times(ratios[name])} ({called})"
+        yield f"| {line.label} | {_times(ratios['reference'])} | {usual} | {ratios['floor']:.2f} |"
+
+
+def _row(measured: Measured, line: Line, threads: int) -> Row:
+    rows = [
+        found.row
+        for found in measured.rows("operators", threads, **line.settings)
+        if found.row.name == "ours" and found.row.error is None
+    ]
+    if len(rows) != 1:
+        raise LookupError(f"{line.label}: {len(rows)} rows have {line.settings}")
+    return rows[0]
+
+
+def _times(ratio: float) -> str:
+    """Two digits, three from 100 on: 1.6, 66, 2500."""
+    return f"{ratio:.1f}" if ratio < 20 else f"{float(f'{ratio:.2g}'):.0f}"
+
+
+TABLES = {"operators": operators}
