@@ -1,5 +1,5 @@
 # make demo   sets everything up and classifies the photos in examples/photos
-# make test   sets everything up and runs the tests
+# make test   sets everything up and runs the tests (WORKERS=4: in four processes, not two)
 # make lint   sets everything up and runs the linters
 # make bench  sets everything up and measures how fast it is (BENCH="operators --quick": only that)
 #
@@ -7,6 +7,7 @@
 #   make test PYTHON=python3.12 TORCH="torch==2.11.0 torchvision==0.26.0"
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 
 BIN := $(VENV)/bin
@@ -35,10 +36,11 @@ demo: setup
 	$(BIN)/anchornet predict examples/photos --overlay demo_output
 	@echo "Pictures of what the model looked at: demo_output/"
 
-# First the library in which the tests run the CUDA kernels on the CPU.
+# First the library in which the tests run the CUDA kernels on the CPU. Each process has one thread:
+# tests that are about more set their number.
 test: setup
 	$(BIN)/python python_tests/cuda_on_host/library.py
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 # On a GPU: the tests that need one, then compute-sanitizer's tools (TOOLS="memcheck": one of them).
 # Fails, and says why, where there is no GPU.

@@ -35,9 +35,28 @@ def options(*batches: int, **arguments: object) -> Options:
         backbones=(BACKBONE,),
         batches=batches,
         sizes=(112,),
-        repeats=2,
+        repeats=1,
         clock=lambda: next(clock),
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks_built_once() -> Iterator[None]:
+    """Of each name, size and dtype: building and tuning them takes longer than most tests here."""
+    with pytest.MonkeyPatch.context() as patch:
+        built: dict[tuple[object, ...], end_to_end.Networks] = {}
+        build = end_to_end.Networks
+
+        def networks(
+            name: str, size: int, dtype: torch.dtype, options: Options
+        ) -> end_to_end.Networks:
+            key = (name, size, dtype)
+            if key not in built:
+                built[key] = build(name, size, dtype, options)
+            return built[key]
+
+        patch.setattr(end_to_end, "Networks", networks)
+        yield
 
 
 @pytest.fixture
@@ -65,7 +84,7 @@ def test_theoretical_is_what_the_macs_say() -> None:
 
 
 def test_mixes_have_the_shares_that_were_asked_for() -> None:
-    rows = {row.name: row for row in end_to_end.measure(options(64))}
+    rows = {row.name: row for row in end_to_end.measure(options(64, exits=[1]))}
     assert set(rows) >= DENSE
     per_exit = random_classifier(BACKBONE).fold().macs_per_exit((112, 112))
     for name, shares in end_to_end.MIXES.items():
@@ -110,7 +129,8 @@ def test_a_contender_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("no memory for it")
 
     monkeypatch.setattr(end_to_end, "_stream", fails)
-    rows = {row.name: row for row in end_to_end.measure(options(64))}
+    case = options(64, exits=[5], budgets=["1.40"])
+    rows = {row.name: row for row in end_to_end.measure(case)}
     assert rows["1.40 G mix, stream"].error == "RuntimeError: no memory for it"
     assert rows["1.40 G mix, step"].error is None
     assert rows["exit 5"].time is not None

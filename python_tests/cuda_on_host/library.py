@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import os
 import re
@@ -42,7 +43,7 @@ COMPOSED = {"convolve_cells": _cells_on_cuda.convolve_cells}
 
 
 def build() -> Path:
-    """The library, built anew where a source has changed."""
+    """The library, built anew where a source has changed; by one process at a time."""
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
     cmake, ninja = (shutil.which(name, path=path) for name in ("cmake", "ninja"))
     if cmake is None or ninja is None:
@@ -50,10 +51,13 @@ def build() -> Path:
     torch_folder = Path(torch.__file__).parent
     configure = [cmake, "-S", str(HERE), "-B", str(BUILD), "-G", "Ninja"]
     configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DTORCH_DIR={torch_folder}"]
-    for command in (configure, [cmake, "--build", str(BUILD)]):
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (configure, [cmake, "--build", str(BUILD)]):
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode:
+                raise RuntimeError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
     return _library()
 
 

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+from mbconv_cases import Chain
 from torch import Tensor
 
 from anchornet_ext import ops
@@ -104,7 +105,7 @@ def turns(numbers: Given) -> Named:
             yield f"{name} of {dtype}, {criterion}", value
 
 
-def products(numbers: Given) -> Named:
+def products(numbers: Given, chains: list[Chain]) -> Named:
     """Sums whose last bits depend on the instruction set."""
     weights = ops.pack_cells(numbers["cell weight"], numbers["cell bias"])
     cells = ops.convolve_cells(numbers["cells"], weights, [6], numbers["neighbours"])
@@ -113,6 +114,8 @@ def products(numbers: Given) -> Named:
     yield "fusion", ops.fuse_cells(low, cells, numbers["slots"], a, (8, 4))
     convolved = ops.convolve_maps(numbers["features"], ops.pack_maps(numbers["map weight"]))
     yield "maps", convolved
+    for n, (images, blocks) in enumerate(chains):
+        yield f"chain {n}", ops.mbconv_chain(images, blocks)
 
 
 def exact(numbers: Given) -> dict[str, Tensor]:
@@ -122,6 +125,6 @@ def exact(numbers: Given) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    read = torch.load(Path(sys.argv[1]))
+    read, chains = torch.load(Path(sys.argv[1]), weights_only=False)
     chosen = import_module("anchornet_ext._C").instruction_set()
-    torch.save((chosen, exact(read), dict(products(read))), Path(sys.argv[2]))
+    torch.save((chosen, exact(read), dict(products(read, chains))), Path(sys.argv[2]))

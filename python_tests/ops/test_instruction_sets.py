@@ -9,6 +9,7 @@ from pathlib import Path
 
 import instruction_set_cases as cases
 import torch
+from mbconv_cases import chains
 
 #: What a limit allows at most.
 LIMITS = {"default": "any", "avx2": "x86-64-v3"}
@@ -16,9 +17,9 @@ LIMITS = {"default": "any", "avx2": "x86-64-v3"}
 
 def test_every_instruction_set_gives_the_same(tmp_path: Path) -> None:
     """On a processor without AVX-512 those that there are: a limit is all that can be asked for."""
-    numbers = cases.given()
+    numbers, of_blocks = cases.given(), chains()
     given = tmp_path / "given.pt"
-    torch.save(numbers, given)
+    torch.save((numbers, of_blocks), given)
     processes = [
         subprocess.Popen(
             [sys.executable, cases.__file__, given, tmp_path / limit],
@@ -26,7 +27,7 @@ def test_every_instruction_set_gives_the_same(tmp_path: Path) -> None:
         )
         for limit in LIMITS
     ]
-    expected, products = cases.exact(numbers), dict(cases.products(numbers))
+    expected, products = cases.exact(numbers), dict(cases.products(numbers, of_blocks))
     for process in processes:
         assert process.wait() == 0
     for limit, best in LIMITS.items():

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -13,42 +9,12 @@ import torch
 from devices import on_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mbconv_cases import make_block, small_chain
 from torch import Tensor
 
 from anchornet_ext import ops, reference
 
 RAW = torch.ops.anchornet_ext.mbconv_chain
-
-
-def make_block(
-    generator: torch.Generator,
-    channels: int,
-    expanded: int = 20,
-    squeezed: int = 3,
-    out: int = 24,
-    kernel: int = 1,
-    stride: int = 1,
-    depthwise_stride: int = 1,
-) -> ops.MBConvBlock:
-    """Weights that keep the size of the values about the same."""
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator) / math.prod(shape[1:]) ** 0.5
-
-    return ops.MBConvBlock(
-        draw(expanded, channels, kernel, kernel),
-        draw(expanded),
-        draw(expanded, 1, 3, 3),
-        draw(expanded),
-        draw(squeezed, expanded),
-        draw(squeezed),
-        draw(expanded, squeezed),
-        draw(expanded),
-        draw(out, expanded, 1, 1),
-        draw(out),
-        stride,
-        depthwise_stride,
-    )
 
 
 def raw_arguments(blocks: list[ops.MBConvBlock], skip: str = "centre") -> tuple[Any, ...]:
@@ -138,15 +104,6 @@ def test_equals_the_reference(problem: dict[str, Any]) -> None:
     assert_equals_reference(got, images, raw_arguments(blocks, problem["skip"]))
 
 
-def small_chain(seed: int = 0) -> tuple[Tensor, list[ops.MBConvBlock]]:
-    generator = torch.Generator().manual_seed(seed)
-    blocks = [
-        make_block(generator, 3, kernel=3, stride=2, depthwise_stride=2),
-        make_block(generator, 24, expanded=50),
-    ]
-    return torch.randn(3, 3, 40, 37, generator=generator), blocks
-
-
 @on_devices
 def test_both_devices(device: str) -> None:
     images, blocks = small_chain()
@@ -232,35 +189,6 @@ def test_what_is_not_finite_stays_in_its_image_and_shows(bad: float) -> None:
     assert not got[1].isfinite().all()
     if bad != bad:  # through the gates everywhere, as in the reference
         assert got[1].isnan().all()
-
-
-SCRIPT = """
-import sys, torch
-from anchornet_ext import ops
-torch.save([ops.mbconv_chain(images, blocks) for images, blocks in
-            torch.load(sys.argv[1], weights_only=False)], sys.argv[2])
-"""
-
-
-@pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_every_instruction_set(tmp_path: Any, capability: str) -> None:
-    """The kernels that this processor would not choose, in a process that is told to."""
-    generator = torch.Generator().manual_seed(5)
-    wide = [
-        make_block(generator, 3, 16, 4, 16, kernel=3, stride=2, depthwise_stride=2),
-        make_block(generator, 16, 96, 6, 24),
-        make_block(generator, 24, 144, 24, 24),
-    ]
-    cases = [small_chain(2), (torch.randn(2, 3, 70, 61, generator=generator), wide)]
-    cases.append((cases[1][0].contiguous(memory_format=torch.channels_last), wide))
-    given_path, made_path = tmp_path / "given.pt", tmp_path / "made.pt"
-    torch.save(cases, given_path)
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(given_path), str(made_path)], check=True, env=environment
-    )
-    for (images, blocks), made in zip(cases, torch.load(made_path), strict=True):
-        assert_equals_reference(made, images, raw_arguments(blocks))
 
 
 def test_opcheck() -> None:
