@@ -3,19 +3,21 @@
 Two measurements. `measure_passes` times the glance, AnchorNet and one patch step by themselves, in
 full batches: added up they are the milliseconds of an image that leaves at exit t, which thresholds
 can be fitted to (`anchornet calibrate --latency`). `measure_runs` times `classify` over photos as
-it really runs, with batches that shrink from step to step, against a plain network.
+it really runs, with batches that shrink from step to step, and `stream`, which fills them up,
+against a plain network.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -283,15 +285,16 @@ def measure_runs(
 ) -> Latency:
     """Times real early exit over photos, in turns with everything that it is compared with.
 
-    An image costs from where it lies on the device, normalised, to its answer on the device:
-    decoding and resizing photos is the same for all and left out.
+    An image costs from where it lies on the device, normalised, to its answer on the device (in the
+    stream: on the CPU): decoding and resizing photos is the same for all and left out.
 
     Args:
         classifier: on the device to measure; or any other system.
         images: (N, 3, H, W) normalised photos, floating point. How many leave where decides the
             time, so they should be like those to come; a multiple of `batch_size` avoids a small
             last batch.
-        policies: operating points by name.
+        policies: operating points by name. A two-stage classifier runs each of them batch by batch
+            and as a stream.
         plain: the network that the speed-ups are against; None: the last exit of all images.
         labels: (N,) int64, for the accuracies.
         batch_size: images that are classified together.
@@ -329,17 +332,22 @@ def measure_runs(
         last = classifier.num_exits
     batches = [batch.to(device) for batch in _batches(images, batch_size)]
 
-    def classified(**rules: Any) -> Callable[[], object]:
-        return lambda: [classifier.classify(batch, **rules) for batch in batches]
-
-    kinds: list[tuple[str, str, dict[str, Any]]] = []  # name, kind, arguments of classify
+    runs: list[_Run] = []
     if exits or plain is None:
         first = 1 if exits else last
-        kinds += [(f"exit {t}", "exit", {"exit_at": t}) for t in range(first, last + 1)]
-    kinds += [(name, "point", {"policy": policy}) for name, policy in policies.items()]
-    contenders = {name: classified(**rules) for name, _, rules in kinds}
-    if len(contenders) != len(kinds) or (plain is not None and plain.name in contenders):
-        raise ValueError(f"two things to time have one name: {[name for name, _, _ in kinds]}")
+        runs += [_Run(f"exit {t}", "exit", {"exit_at": t}) for t in range(first, last + 1)]
+    runs += [_Run(name, "point", {"policy": policy}) for name, policy in policies.items()]
+    if isinstance(classifier, TwoStageClassifier):
+        options = {"batch": min(batch_size, count), "image_size": size}
+        runs += [
+            _Run(f"{name}, streamed", "stream", {"policy": policy, **options})
+            for name, policy in policies.items()
+        ]
+    contenders: dict[str, Callable[[], object]] = {
+        run.name: partial(run, classifier, batches) for run in runs
+    }
+    if len(contenders) != len(runs) or (plain is not None and plain.name in contenders):
+        raise ValueError(f"two things to time have one name: {[run.name for run in runs]}")
 
     with _threads(threads), torch.no_grad():
         if plain is not None:
@@ -351,9 +359,13 @@ def measure_runs(
         timings = interleaved_median(contenders, repeats, warmup=1, device=device)
         times = [
             _measured(
-                name, kind, timings[name], count, *_outcome(classifier, batches, labels, rules)
+                run.name,
+                run.kind,
+                timings[run.name],
+                count,
+                *run.outcome(classifier, batches, labels),
             )
-            for name, kind, rules in kinds
+            for run in runs
         ]
         if plain is not None:
             right = None
@@ -366,25 +378,51 @@ def measure_runs(
         setting = _setting(device, dtype, batch_size, size, repeats)
     setting["images"] = str(count)
     setting["included"] = "normalised images on the device to answers on the device"
+    if any(run.kind == "stream" for run in runs):
+        setting["streamed"] = "images at different steps share batches; answers on the CPU"
     return Latency(tuple(times), setting)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A way through all batches.
+
+    Attributes:
+        name, kind: see `MeasuredTime`.
+        arguments: of `stream` where the kind is "stream", else of `classify`.
+    """
+
+    name: str
+    kind: Literal["exit", "point", "stream"]
+    arguments: Mapping[str, Any]
+
+    def __call__(
+        self, classifier: TwoStageClassifier | ExitSystem, batches: Sequence[Tensor]
+    ) -> list[Any]:
+        """What was found, batch by batch or image by image."""
+        if self.kind == "stream":
+            assert isinstance(classifier, TwoStageClassifier)
+            return [one.found for one in classifier.stream(batches, **self.arguments)]
+        return [classifier.classify(batch, **self.arguments) for batch in batches]
+
+    def outcome(
+        self,
+        classifier: TwoStageClassifier | ExitSystem,
+        batches: Sequence[Tensor],
+        labels: Tensor | None,
+    ) -> tuple[float, float | None]:
+        """Mean multiply-adds of the images that were timed, and how many were right."""
+        found = self(classifier, batches)
+        macs, label = (
+            torch.cat([torch.as_tensor(getattr(one, name)).reshape(-1) for one in found])
+            for name in ("macs", "label")
+        )
+        right = None if labels is None else _share_right(label, labels)
+        return float(macs.double().mean()), right
 
 
 def _batches(images: Tensor, size: int) -> list[Tensor]:
     return [images[begin : begin + size] for begin in range(0, len(images), size)]
-
-
-def _outcome(
-    classifier: TwoStageClassifier | ExitSystem,
-    batches: list[Tensor],
-    labels: Tensor | None,
-    rules: Mapping[str, Any],
-) -> tuple[float, float | None]:
-    """Mean multiply-adds of the images that were timed, and how many were right."""
-    found = [classifier.classify(batch, **rules) for batch in batches]
-    macs = float(torch.cat([one.macs for one in found]).double().mean())
-    if labels is None:
-        return macs, None
-    return macs, _share_right(torch.cat([one.label for one in found]), labels)
 
 
 def _share_right(predicted: Tensor, labels: Tensor) -> float:

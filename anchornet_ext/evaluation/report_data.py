@@ -60,8 +60,10 @@ class MeasuredTime:
     """Wall-clock time of real inference: images that leave early are really not computed further.
 
     Attributes:
-        name: "exit 3", an operating point's name, or the plain network's.
-        kind: what it is: "exit" (all images leave there), "point" or "plain".
+        name: "exit 3", an operating point's name, the same with ", streamed", or the plain
+            network's.
+        kind: what it is: "exit" (all images leave there), "point" (batch by batch), "stream" (the
+            same point, with images at different steps in one batch) or "plain".
         milliseconds: of an image, the median over the repeats.
         low, high: their quartiles.
         macs: mean multiply-adds of the images timed.
@@ -69,7 +71,7 @@ class MeasuredTime:
     """
 
     name: str
-    kind: Literal["exit", "point", "plain"]
+    kind: Literal["exit", "point", "stream", "plain"]
     milliseconds: float
     low: float
     high: float

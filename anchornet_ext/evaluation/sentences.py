@@ -280,7 +280,8 @@ def about_speed(latency: Latency) -> list[str]:
     reference = latency.reference
     if reference is None:
         return []
-    others = [time for time in latency.times if time is not reference]
+    others = [time for time in latency.times if time is not reference and time.kind != "stream"]
+    streamed = {time.name: time for time in latency.times if time.kind == "stream"}
     said = []
     shown = [time for time in others if time.kind == "point"] or others
     for time in shown[:4]:
@@ -297,7 +298,12 @@ def about_speed(latency: Latency) -> list[str]:
         )
         if expected > 1:
             sentence += f" ({100 * measured / expected:.0f} % of it is realised)"
-        said.append(sentence + ".")
+        sentence += "."
+        if (stream := streamed.get(f"{time.name}, streamed")) is not None:
+            sentence += (
+                f" As a stream of full batches it takes {milliseconds(stream.milliseconds)}."
+            )
+        said.append(sentence)
     return said
 
 

@@ -119,7 +119,8 @@ def time_runs(
         ValueError: none of the chosen photos can be read any more.
     """
     if num_images is None:
-        num_images = _affordable(table, len(policies), batch_size, device)
+        ways = 2 if isinstance(system, TwoStageSystem) else 1  # batch by batch and streamed
+        num_images = _affordable(table, ways * len(policies), batch_size, device)
     num_images = min(num_images, table.num_images)
     chosen = np.linspace(0, table.num_images - 1, num_images).round().astype(np.int64)
     paths = [str(folder / table.image_path(int(n))) for n in chosen]

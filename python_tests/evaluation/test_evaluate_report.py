@@ -127,11 +127,13 @@ def test_times(out: Path, plain: Path) -> None:
     table = ExitTable.load(out / "exits.npz")
     np.testing.assert_allclose(table.costs("milliseconds"), report.passes.milliseconds_per_exit)
     kinds = {time.name: time.kind for time in report.runs.times}
+    points = ("mine", "budget 60.0 MMACs", "budget 100 MMACs")
     assert kinds == {
-        "exit 1": "exit", "exit 2": "exit", "exit 3": "exit",
-        "mine": "point", "budget 60.0 MMACs": "point", "budget 100 MMACs": "point",
+        **{f"exit {t}": "exit" for t in (1, 2, 3)},
+        **dict.fromkeys(points, "point"),
+        **{f"{point}, streamed": "stream" for point in points},
         f"{BACKBONE} at {SIDE}": "plain",
-    }  # fmt: skip
+    }
     assert report.runs.setting["images"] == "16"
     (whole,) = ExitTable.load(plain / "exits.npz").costs("milliseconds")
     assert whole > 0

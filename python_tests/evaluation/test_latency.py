@@ -122,7 +122,8 @@ def test_runs_really_leave_early(classifier: TwoStageClassifier) -> None:
     times = {one.name: one for one in found.times}
     assert [(one.name, one.kind) for one in found.times] == [
         ("exit 1", "exit"), ("exit 2", "exit"), ("exit 3", "exit"), ("half", "point"),
-        ("glance", "point"), ("plain", "plain"),
+        ("glance", "point"), ("half, streamed", "stream"), ("glance, streamed", "stream"),
+        ("plain", "plain"),
     ]  # fmt: skip
     costs = classifier.macs_per_exit((112, 112))
     assert [times[f"exit {t}"].macs for t in (1, 2, 3)] == list(costs)
@@ -135,6 +136,9 @@ def test_runs_really_leave_early(classifier: TwoStageClassifier) -> None:
     expected = classifier.classify(images, policy=policies["half"]).label
     assert times["half"].accuracy == pytest.approx(float((expected == labels).double().mean()))
     assert times["glance"].accuracy == times["exit 1"].accuracy
+    for name in ("half", "glance"):  # the same images leave at the same exits
+        assert times[f"{name}, streamed"].macs == pytest.approx(times[name].macs)
+        assert times[f"{name}, streamed"].accuracy == times[name].accuracy
     with torch.no_grad():
         right = (network(images).argmax(dim=1) == labels).double().mean()
     assert times["plain"].accuracy == pytest.approx(float(right))
@@ -149,12 +153,12 @@ def test_runs_without_a_plain_network_are_against_the_last_exit(
     found = measure_runs(
         classifier, photos(2), {"own": ExitPolicy((0.5, 0.5))}, repeats=1, exits=False
     )
-    assert [one.name for one in found.times] == ["exit 3", "own"]
+    assert [one.name for one in found.times] == ["exit 3", "own", "own, streamed"]
     assert found.times[0].accuracy is None
     assert found.reference is found.times[0]
-    (own,) = speed_ups(found)
-    assert own.name == "own"
-    assert own.theoretical >= 1
+    own, streamed = speed_ups(found)
+    assert (own.name, streamed.name) == ("own", "own, streamed")
+    assert own.theoretical == streamed.theoretical >= 1
 
 
 def test_speed_ups_are_against_the_reference() -> None:

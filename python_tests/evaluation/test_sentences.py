@@ -101,10 +101,13 @@ def test_speed_on_the_clock() -> None:
     plain = MeasuredTime("plain", "plain", 10, 9, 11, 4e9)
     half = MeasuredTime("half", "point", 4, 4, 4, 1e9)
     slow = MeasuredTime("slow", "point", 20, 19, 21, 2e9)
-    first, second = sentences.about_speed(Latency([half, plain, slow]))
+    filled = MeasuredTime("half, streamed", "stream", 3.5, 3, 4, 1e9)
+    first, second = sentences.about_speed(Latency([half, plain, slow, filled]))
     assert "4.00 ms with half" in first
     assert "2.50 times as fast, where the multiply-adds promise 4.00 (62 % of it" in first
+    assert first.endswith("As a stream of full batches it takes 3.50 ms.")
     assert "slower (0.50 times the speed)" in second
+    assert "stream" not in second
 
 
 def test_real_runs_are_told_from_added_times() -> None:
