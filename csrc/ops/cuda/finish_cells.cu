@@ -2,21 +2,14 @@
 // each element once.
 #include "ops/finish_cells.h"
 
-#include "common/cuda.cuh"
-#include "common/tiles.h"
 #include "ops/cell_number.h"
+#include "ops/cuda/cell_items.cuh"
 
 namespace anchornet::cells {
 namespace {
 
-constexpr int kThreads = 256;
 // Vectors that a thread has in flight.
 constexpr int kUnroll = 2;
-
-template <typename T, int kVector>
-struct alignas(kVector * sizeof(T)) Vector {
-  T at[kVector];
-};
 
 template <typename T>
 struct Arguments {
@@ -38,22 +31,18 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
   int64_t place[kUnroll];
   V value[kUnroll], added[kUnroll], bias[kUnroll];
 #pragma unroll
-  for (int k = 0; k < kUnroll; ++k) {
-    const uint32_t i = threadIdx.x + k * kThreads;
-    place[k] = -1;
-    if (i >= a.tiles.per_block) continue;
-    const Tiles::Item at = a.tiles.at(blockIdx.x, i);
-    if (at.run >= a.tiles.runs) continue;
-    place[k] = at.run * a.tiles.run.divisor() + at.item;
-    value[k] = reinterpret_cast<const V*>(a.convolved)[place[k]];
+  for (int k = 0; k < kUnroll; ++k) place[k] = -1;
+  for_items_of_thread<kUnroll>(a.tiles, [&](int k, const Tiles::Item& at, int64_t number) {
+    place[k] = number;
+    value[k] = reinterpret_cast<const V*>(a.convolved)[number];
     const uint32_t channel = at.item - a.vectors.quotient(at.item) * a.vectors.divisor();
     bias[k] = reinterpret_cast<const V*>(a.bias)[channel];
     added[k] = V{};
-    if (a.add == nullptr) continue;
+    if (a.add == nullptr) return;
     const int64_t cell = a.add_index != nullptr ? a.add_index[at.run] : at.run;
-    if (!is_cell(cell, a.num_add)) continue;
+    if (!is_cell(cell, a.num_add)) return;
     added[k] = reinterpret_cast<const V*>(a.add)[cell * a.tiles.run.divisor() + at.item];
-  }
+  });
 #pragma unroll
   for (int k = 0; k < kUnroll; ++k) {
     if (place[k] < 0) continue;
@@ -73,9 +62,8 @@ void launch_finish(const Tensor& convolved, const Tensor& bias, const std::optio
                    const Tensor& output) {
   const int64_t vectors = output.size(3) / kVector;
   unsigned blocks = 0;
-  const Tiles tiles =
-      plan_tiles("convolve_cells", output.size(0), output.size(1) * output.size(2) * vectors,
-                 kThreads * kUnroll, blocks);
+  const Tiles tiles = plan_items("convolve_cells", output.size(0),
+                                 output.size(1) * output.size(2) * vectors, kUnroll, blocks);
   const Arguments<T> a{convolved.const_data_ptr<T>(),
                        bias.const_data_ptr<T>(),
                        add ? add->const_data_ptr<T>() : nullptr,

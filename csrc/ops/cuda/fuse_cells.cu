@@ -2,22 +2,15 @@
 // channels at a time; neither the enlarged base nor the refined map is ever made.
 #include "ops/fuse_cells.h"
 
-#include "common/cuda.cuh"
 #include "common/dispatch.h"
-#include "common/tiles.h"
 #include "ops/cell_number.h"
+#include "ops/cuda/cell_items.cuh"
 
 namespace anchornet::cells {
 namespace {
 
-constexpr int kThreads = 256;
 // Vectors that a thread has in flight, of the base, the cells and the weights each.
 constexpr int kUnroll = 2;
-
-template <typename T, int kVector>
-struct alignas(kVector * sizeof(T)) Vector {
-  T at[kVector];
-};
 
 template <typename T>
 struct Arguments {
@@ -75,19 +68,15 @@ __global__ void __launch_bounds__(kThreads) fuse_kernel(const __grid_constant__ 
   V base[kUnroll], refined[kUnroll], weight[kUnroll];
   bool is_refined[kUnroll];
 #pragma unroll
-  for (int k = 0; k < kUnroll; ++k) {
-    const uint32_t i = threadIdx.x + k * kThreads;
-    to[k] = nullptr;
-    if (i >= a.tiles.per_block) continue;
-    const Tiles::Item at = a.tiles.at(blockIdx.x, i);
-    if (at.run >= a.tiles.runs) continue;
-    to[k] = a.output + (at.run * a.tiles.run.divisor() + at.item) * kVector;
+  for (int k = 0; k < kUnroll; ++k) to[k] = nullptr;
+  for_items_of_thread<kUnroll>(a.tiles, [&](int k, const Tiles::Item& at, int64_t number) {
+    to[k] = a.output + number * kVector;
     const Sources<T> from = sources_of<kVector>(a, at);
     base[k] = *reinterpret_cast<const V*>(from.base);
     weight[k] = *reinterpret_cast<const V*>(from.weight);
     is_refined[k] = from.cell != nullptr;
     if (is_refined[k]) refined[k] = *reinterpret_cast<const V*>(from.cell);
-  }
+  });
 #pragma unroll
   for (int k = 0; k < kUnroll; ++k) {
     if (to[k] == nullptr) continue;
@@ -110,7 +99,7 @@ void launch_fuse(const Fusion& f, const Tensor& base, const Tensor& cells, const
   const int64_t vectors = f.channels / kVector;
   unsigned blocks = 0;
   const Tiles tiles =
-      plan_tiles("fuse_cells", f.batch, f.height * f.width * vectors, kThreads * kUnroll, blocks);
+      plan_items("fuse_cells", f.batch, f.height * f.width * vectors, kUnroll, blocks);
   const Arguments<T> arguments{base.const_data_ptr<T>(),
                                base.stride(0),
                                base.stride(2),

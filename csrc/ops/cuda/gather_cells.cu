@@ -2,14 +2,12 @@
 // cuDNN's convolution. Nothing is computed, so elements move 16 bytes at a time whatever they are.
 #include "ops/gather_cells.h"
 
-#include "common/cuda.cuh"
-#include "common/tiles.h"
 #include "ops/cell_number.h"
+#include "ops/cuda/cell_items.cuh"
 
 namespace anchornet::cells {
 namespace {
 
-constexpr int kThreads = 256;
 // Units that a thread has in flight.
 constexpr int kUnroll = 4;
 
@@ -47,15 +45,11 @@ __global__ void __launch_bounds__(kThreads) take_kernel(const __grid_constant__ 
   const Unit* from[kUnroll];
   Unit* to[kUnroll];
 #pragma unroll
-  for (int k = 0; k < kUnroll; ++k) {
-    const uint32_t i = threadIdx.x + k * kThreads;
-    to[k] = nullptr;
-    if (i >= a.tiles.per_block) continue;
-    const Tiles::Item at = a.tiles.at(blockIdx.x, i);
-    if (at.run >= a.tiles.runs) continue;
-    to[k] = a.output + at.run * a.tiles.run.divisor() + at.item;
+  for (int k = 0; k < kUnroll; ++k) to[k] = nullptr;
+  for_items_of_thread<kUnroll>(a.tiles, [&](int k, const Tiles::Item& at, int64_t number) {
+    to[k] = a.output + number;
     from[k] = origin_of(a, at);
-  }
+  });
   Unit value[kUnroll];
 #pragma unroll
   for (int k = 0; k < kUnroll; ++k) {
@@ -74,8 +68,8 @@ void launch_take(const Gathering& g, const Tensor& cells, const std::optional<Te
                  int64_t pixel_bytes, const Tensor& output) {
   const int64_t units = pixel_bytes / static_cast<int64_t>(sizeof(Unit));
   unsigned blocks = 0;
-  const Tiles tiles = plan_tiles("convolve_cells", g.count, g.out_height() * g.out_width() * units,
-                                 kThreads * kUnroll, blocks);
+  const Tiles tiles = plan_items("convolve_cells", g.count, g.out_height() * g.out_width() * units,
+                                 kUnroll, blocks);
   const Arguments<Unit> a{static_cast<const Unit*>(cells.const_data_ptr()),
                           index ? index->const_data_ptr<int64_t>() : nullptr,
                           static_cast<Unit*>(output.mutable_data_ptr()),
