@@ -324,7 +324,12 @@ def test_an_interruption_keeps_what_was_measured(
 
     use(monkeypatch, made_up("one", rows))
     file = tmp_path / "rows.json"
-    status, text, error = bench("--json", file)
+    # A shell's job in the background begins with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        status, text, error = bench("--json", file)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert status == 130
     assert error == "anchornet: interrupted\n"
     assert [row.name for row in Results.load(file)] == ["before"]
