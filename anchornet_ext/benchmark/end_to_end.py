@@ -56,6 +56,8 @@ NO_BUDGET = "none"
 DENSE = "dense"
 #: Smaller batches that the dense network may be faster in.
 DENSE_IN_PARTS = {"dense one by one": 1, "dense in 8s": 8, "dense in 32s": 32}
+#: Of so many images at most: an image's time in batches of 8 does not depend on how many there are.
+_MOST_IN_PARTS = 256
 _PART = 32  # the stream's batches
 #: Below, the shares of a mix would be far from what was asked for.
 _LEAST_OF_A_MIX = 64
@@ -155,6 +157,7 @@ def case(networks: Networks, batch: int, options: Options) -> Case:
         build=partial(_contenders, networks, batch, options),
         batch=batch,
         over=(DENSE, *DENSE_IN_PARTS),
+        fewer={name: min(batch, _MOST_IN_PARTS) for name in DENSE_IN_PARTS},
         sample=None,
         # A batch of 1000 of a large network takes a minute on a small machine.
         rounds=15 if batch < 8 else 7 if batch <= 64 else 3 if batch <= 256 else 1,
@@ -172,7 +175,7 @@ def _contenders(
     calls: dict[str, Callable[[], object]] = {DENSE: lambda: dense(own)}
     for name, size in DENSE_IN_PARTS.items():
         if batch > size:
-            calls[name] = partial(_in_parts, dense, own, size)
+            calls[name] = partial(_in_parts, dense, own[:_MOST_IN_PARTS], size)
     usual = (1, 2, 3, 4, 5) if batch <= 64 else (1, 3, 5)
     for exit_step in getattr(options.arguments, "exits", None) or usual:
         calls[f"exit {exit_step}"] = partial(classifier.classify, images, exit_at=exit_step)

@@ -95,6 +95,7 @@ class Case:
         build: makes the contenders; called with the random generators seeded, and only when the
             case is measured, so that no two cases' inputs are in memory at once.
         batch: images that one call handles: times are given for one.
+        fewer: images that a call of these contenders handles, where that is less than `batch`.
         work: for the floor; None where there is none.
         over: the contenders whose times are set in relation to every other's.
         facts: of all contenders' rows. Those of single ones: `replace` their rows.
@@ -115,6 +116,7 @@ class Case:
     cold: bool = False
     sample: float | None = 2e-3
     rounds: int = 15
+    fewer: Mapping[str, int] = field(default_factory=dict)
     mode: Callable[[], AbstractContextManager[Any]] = torch.inference_mode
 
 
@@ -178,7 +180,7 @@ def _row(
 def _take_turns(
     case: Case, contenders: Contenders, options: Options
 ) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Seconds of a call of every contender that ran and of the floor's; and the others' errors."""
+    """Seconds of a batch of every contender that ran and of the floor's; and the others' errors."""
     running = dict(contenders)
     failed: dict[str, str] = {}
     if case.work is not None:
@@ -204,6 +206,9 @@ def _take_turns(
                 device=options.device,
                 clock=options.clock,
             )
+            for name, images in case.fewer.items():
+                if name in times:
+                    times[name] = Timing(*(t * case.batch / images for t in times[name]))
             return times, failed
         except _Failure as failure:
             failed[failure.name] = failure.message

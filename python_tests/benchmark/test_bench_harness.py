@@ -72,6 +72,16 @@ def test_times_are_for_one_image_and_ratios_say_how_many_times_faster(
     assert rows["theirs"].ratios == {}
 
 
+def test_a_contender_of_fewer_images_is_compared_by_the_image(clock: FakeClock) -> None:
+    contenders = {"ours": clock.taking(0.004), "theirs": clock.taking(0.02)}
+    rows = run(clock, contenders, over=("theirs",), fewer={"theirs": 2, "nobody": 1})
+    assert rows["theirs"].time is not None
+    assert rows["theirs"].time.median == pytest.approx(0.01, rel=1e-3)
+    assert rows["ours"].time is not None
+    assert rows["ours"].time.median == pytest.approx(0.001, rel=1e-3)
+    assert rows["ours"].ratios == {"theirs": pytest.approx(10, rel=1e-3)}
+
+
 def test_the_spread_is_that_of_the_samples(clock: FakeClock) -> None:
     # Warmed up once, then five samples: quartiles of 1, 2, 3, 4, 5.
     seconds = iter([9.0, 3.0, 1.0, 5.0, 2.0, 4.0])
