@@ -80,11 +80,14 @@ class RunLog:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Closes it; what failed is its last line. (Whoever interrupts a run knows of it.)"""
+        """Closes it; what failed is the file's last line.
+
+        The terminal has it from whoever handles the error. (Whoever interrupts a run knows of it.)
+        """
         try:
             if isinstance(error, Exception):
                 with suppress(OSError):  # `error` is what to tell of
-                    self.line(f"stopped: {error}")
+                    self._write(f"stopped: {error}")
         finally:
             self.close()
 
@@ -93,13 +96,17 @@ class RunLog:
         if not self._enabled:
             return
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-        if self._file is not None:
-            stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-            try:
-                self._file.write(f"{stamp} {text}\n")
-                self._file.flush()
-            except OSError as error:  # a full disk, which names no file
-                raise type(error)(error.errno, error.strerror, self._file.name) from error
+        self._write(text)
+
+    def _write(self, text: str) -> None:
+        if self._file is None:
+            return
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        try:
+            self._file.write(f"{stamp} {text}\n")
+            self._file.flush()
+        except OSError as error:  # a full disk, which names no file
+            raise type(error)(error.errno, error.strerror, self._file.name) from error
 
     def once(self, text: str) -> None:
         """The same, but only the first time for each text."""

@@ -233,7 +233,8 @@ def test_nothing_readable_is_an_error(model: Path, tmp_path: Path, evaluate: Com
         "--model", model, "--data", tmp_path / "photos", "--out", tmp_path / "out", *QUICK
     )
     assert done.returncode == 2
-    assert "none of the 1 images could be read" in done.stderr
+    assert done.stderr.count("none of the 1 images could be read") == 1
+    assert "none of the 1 images could be read" in (tmp_path / "out" / "log.txt").read_text()
     assert "a.png is empty" in (tmp_path / "out" / "failures.csv").read_text()
 
 
