@@ -127,14 +127,24 @@ def test_other_errors_of_the_program_are_not_hidden(
 
 
 def test_what_predict_cannot_take_is_said(given: Path, anchornet: Command) -> None:
+    """What it names instead is something that it, or the command named beside it, does take."""
     run = given / "run"
     (run / "model").mkdir(parents=True)
     (run / "config.json").write_text("{}")
     other = {"format": "anchornet_ext exit network", "system": "msdnet"}
+
+    def said(folder: Path) -> str:
+        done = anchornet("predict", given / "photos", "--model", folder)
+        assert done.returncode == 2
+        return done.stderr
+
     (run / "model" / "config.json").write_text(json.dumps(other))
-    done = anchornet("predict", given / "photos", "--model", run)
-    assert done.returncode == 2
-    assert f"it is of a run, whose model is in {run / 'model'}" in done.stderr
-    done = anchornet("predict", given / "photos", "--model", run / "model")
-    assert done.returncode == 2
-    assert "but a model of the system 'msdnet'; `anchornet evaluate` takes it" in done.stderr
+    assert f"a model of the system 'msdnet'; `anchornet evaluate` takes {run / 'model'}" in said(
+        run / "model"
+    )
+    assert f"a run of the system 'msdnet'; `anchornet evaluate` takes {run}\n" in said(run)
+    own = {"format": "anchornet_ext two-stage classifier"}
+    (run / "model" / "config.json").write_text(json.dumps(own))
+    assert f"it is of a run, whose model is in {run / 'model'}\n" in said(run)
+    (run / "model" / "config.json").write_text("no JSON")
+    assert "two-stage classifier\n" in said(run)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import safetensors.torch
 import torch
@@ -171,7 +171,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} is not a saved model: it has no {CONFIG}") from None
     except ValueError as error:  # also UnicodeDecodeError
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if not _is_own(config):
         raise ValueError(f"{path} does not describe an {FORMAT}{_what_else(folder, config)}")
     version = config.get("format_version")
     if not isinstance(version, int) or version < 1:
@@ -186,11 +186,26 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _what_else(folder: Path, config: Any) -> str:
     """What a folder is instead that somebody may well take for a two-stage classifier."""
-    if isinstance(config, dict) and "system" in config and "format" in config:
-        return f", but a model of the system {config['system']!r}; `anchornet evaluate` takes it"
-    if (folder / "model" / CONFIG).is_file():
-        return f": it is of a run, whose model is in {folder / 'model'}"
-    return ""
+    other = ", but a {} of the system {!r}; `anchornet evaluate` takes {}"
+    if system := _system_of(config):
+        return other.format("model", system, folder)
+    model = folder / "model"
+    try:
+        config = json.loads((model / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return ""
+    if system := _system_of(config):
+        return other.format("run", system, folder)
+    return f": it is of a run, whose model is in {model}" if _is_own(config) else ""
+
+
+def _system_of(config: Any) -> Any:
+    """The name in the configuration of another system's saved model."""
+    return config.get("system") if isinstance(config, dict) and "format" in config else None
+
+
+def _is_own(config: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(config, dict) and config.get("format") == FORMAT
 
 
 def checksum(config: Mapping[str, Any]) -> str:
