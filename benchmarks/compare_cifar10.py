@@ -16,9 +16,7 @@ and prints them. One that was interrupted goes on where it was.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
 import resource
 import shlex
 import subprocess
@@ -27,10 +25,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from compared_runs import add_cpu_seconds, link, photos_of
 from safetensors.torch import load_file
 
 from anchornet_ext.systems.common.storage import WEIGHTS
 from anchornet_ext.systems.common.system import MODEL
+from anchornet_ext.training.run_log import write_csv
 
 #: Passes over the images in the papers on RANet, MSDNet and SAR (all but one figure of it).
 EPOCHS = 300
@@ -106,9 +106,7 @@ def train(names: Sequence[str], args: argparse.Namespace) -> None:
             continue
         more = ["--resume"] if run.is_dir() else []
         seconds = anchornet([*train_command(name, args), *more])
-        record = run / "cpu_seconds.json"
-        parts = json.loads(record.read_text()) if record.is_file() else []
-        record.write_text(json.dumps([*parts, seconds]))
+        add_cpu_seconds(run, seconds)
 
 
 def link_images(source: Path, folder: Path, count: int) -> None:
@@ -119,18 +117,14 @@ def link_images(source: Path, folder: Path, count: int) -> None:
     """
     held_out = max(1, count // HELD_OUT)
     for names in sorted(path for path in source.iterdir() if path.is_dir()):
-        images = sorted(path.resolve() for path in names.iterdir())
+        images = photos_of(names)
         if len(images) < count + held_out:
             raise ValueError(
                 f"{names} has {len(images)} images; --images-per-class {count} and {held_out} to "
                 f"choose the epoch on need {count + held_out}"
             )
         for part, some in (("train", images[:count]), ("val", images[-held_out:])):
-            to = folder / part / names.name
-            to.mkdir(parents=True, exist_ok=True)
-            for image in some:
-                if not (to / image.name).exists():
-                    os.symlink(image, to / image.name)
+            link(some, folder / part / names.name)
 
 
 def evaluate(names: Sequence[str], args: argparse.Namespace) -> None:
@@ -156,12 +150,9 @@ def compare(names: Sequence[str], args: argparse.Namespace) -> None:
     reports = [f"{name}={args.out / 'reports' / name}" for name in names]
     budgets = ["--budgets", args.budgets] if args.budgets else []
     anchornet(["compare", *reports, *budgets, "--out", str(args.out / "comparison")])
+    rows = [training_of(args.out / name) for name in names]
     path = args.out / "comparison" / "training.csv"
-    with path.open("w", newline="") as file:
-        rows = [training_of(args.out / name) for name in names]
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, rows)
     print(f"wrote {path}")
 
 

@@ -21,7 +21,6 @@ import argparse
 import csv
 import fcntl
 import json
-import os
 import resource
 import shlex
 import shutil
@@ -31,6 +30,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from compared_runs import add_cpu_seconds, link, photos_of
+
+from anchornet_ext.training.run_log import write_csv, write_text
 
 BACKBONE = "timm/regnety_002"
 #: One recipe for all stages; what differs from it is said where it does.
@@ -192,7 +195,7 @@ def calibrate(names: Sequence[str], args: argparse.Namespace) -> None:
                 row = list(csv.DictReader(file))[-1]
             training, all_of_it = float(row["train_seconds"]), float(row["seconds"])
             found[name][stage] = training * more["train"] + (all_of_it - training) * more["val"]
-    (args.out / "calibration.json").write_text(json.dumps(found, indent=1))
+    write_text(args.out / "calibration.json", json.dumps(found, indent=1))
     for name, stages in found.items():
         epochs = {key: stage.epochs_at(args.scale) for key, stage in ENTRIES[name].stages.items()}
         each = ", ".join(f"{key} {epochs[key]} x {stages[key]:.1f} s" for key in stages)
@@ -203,11 +206,8 @@ def _link_photos(source: Path, folder: Path, count: int) -> float:
     """FOLDER gets links to the first `count` photos of each class; how many more SOURCE has."""
     everything = taken = 0
     for label in sorted(path for path in source.iterdir() if path.is_dir()):
-        photos = sorted(path.resolve() for path in label.iterdir())
-        (folder / label.name).mkdir(parents=True, exist_ok=True)
-        for photo in photos[:count]:
-            if not (folder / label.name / photo.name).exists():
-                os.symlink(photo, folder / label.name / photo.name)
+        photos = photos_of(label)
+        link(photos[:count], folder / label.name)
         everything += len(photos)
         taken += min(count, len(photos))
     return everything / taken
@@ -238,9 +238,7 @@ def train(names: Sequence[str], args: argparse.Namespace) -> None:
                 anchornet(command)
             finally:  # an interrupted run has cost something too
                 if run.is_dir():
-                    record = run / "cpu_seconds.json"
-                    parts = json.loads(record.read_text()) if record.is_file() else []
-                    record.write_text(json.dumps([*parts, cpu_seconds() - before]))
+                    add_cpu_seconds(run, cpu_seconds() - before)
 
 
 def evaluate(names: Sequence[str], args: argparse.Namespace) -> None:
@@ -268,10 +266,7 @@ def compare(names: Sequence[str], args: argparse.Namespace) -> None:
     anchornet(["compare", *reports, "--out", str(args.out / "comparison")])
     rows = [training_of(name, args.out / name) for name in names]
     path = args.out / "comparison" / "training.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, rows)
     print(f"wrote {path}")
 
 

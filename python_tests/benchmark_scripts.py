@@ -11,7 +11,9 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def load_script(name: str) -> ModuleType:
-    """benchmarks/NAME.py; it runs only as a program."""
+    """benchmarks/NAME.py; it runs only as a program, with its folder on the path."""
+    if str(BENCHMARKS) not in sys.path:
+        sys.path.append(str(BENCHMARKS))
     spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

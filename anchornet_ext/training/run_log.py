@@ -182,8 +182,8 @@ class RunLog:
             self._file = None
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Writes the epochs' figures, one row each; the first row's keys are the columns."""
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Writes figures, of an epoch each, say; the first row's keys are the columns."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
