@@ -19,6 +19,8 @@ from anchornet_ext.ops import ExitStep, PatchSelection
 #: Of what the usual code computes otherwise: half precision is summed in half precision there.
 TOLERANCE = {"float32": 2e-4, "uint8": 2e-4, "float16": 2e-2, "bfloat16": 1.5e-1}
 
+CPU_ONLY = {"inverted_residuals", "convolve_maps", "run_map_program"}
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -47,10 +49,10 @@ def results(found: Any) -> Any:
 @pytest.mark.parametrize("operator", operators.CASES)
 def test_contenders_agree(operator: str, device: str) -> None:
     found = cases(device, operators=[operator])
-    assert found
+    assert bool(found) == (device == "cpu" or operator not in CPU_ONLY)
     for case in found:
         torch.manual_seed(0)
-        with torch.inference_mode():
+        with case.mode():
             outputs = {name: results(call()) for name, call in case.build().items()}
         expected = outputs.pop(OURS)
         # Nothing is set in relation to what does not exist, and everything that exists is.

@@ -10,10 +10,12 @@ from . import (
     activation_map,
     exit_step,
     gather,
+    inverted_residuals,
     mbconv_chain,
     resize,
     scatter,
     selection,
+    small_maps,
 )
 from .setting import CACHES, OURS, PATCH_SIZE, STRIDE
 
@@ -29,6 +31,9 @@ CASES: dict[str, Callable[[Options], Iterator[Case]]] = {
     "resize_images": resize.cases,
     "exit_step": exit_step.cases,
     "mbconv_chain": mbconv_chain.cases,
+    "inverted_residuals": inverted_residuals.cases,
+    "convolve_maps": small_maps.convolutions,
+    "run_map_program": small_maps.programs,
 }
 
 

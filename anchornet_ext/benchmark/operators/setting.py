@@ -39,6 +39,16 @@ def sizes(options: Options) -> tuple[int, ...]:
     return options.sizes or ((128,) if options.quick else (224,))
 
 
+def patches_and_images(options: Options) -> tuple[int, ...]:
+    """Sides of what the backbone sees: a patch, a whole image."""
+    return options.sizes or ((PATCH_SIZE,) if options.quick else (PATCH_SIZE, 224))
+
+
+def cpu_only(options: Options, dtype: torch.dtype) -> bool:
+    """Whether an operator that only a CPU has, for `dtype` alone, was asked for."""
+    return options.device.type == "cpu" and wanted(options, dtype)
+
+
 def grid_side(size: int) -> int:
     """Locations along a side of AnchorNet's map."""
     return (size - PATCH_SIZE) // STRIDE + 1
