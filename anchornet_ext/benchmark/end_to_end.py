@@ -214,7 +214,8 @@ def _step(classifier: TwoStageClassifier, images: Tensor, thresholds: tuple[floa
 
 def _stream(classifier: TwoStageClassifier, images: Tensor, thresholds: tuple[float, ...]) -> Any:
     size = (images.shape[2], images.shape[3])
-    results = classifier.stream(images, batch=_PART, thresholds=thresholds, image_size=size)
+    source = in_batches(images, _PART)  # as a DataLoader gives them
+    results = classifier.stream(source, batch=_PART, thresholds=thresholds, image_size=size)
     found = [result.found for result in results]
     if None in found:
         raise RuntimeError(f"{found.count(None)} images of the stream were not classified")

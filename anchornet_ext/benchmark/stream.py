@@ -1,6 +1,7 @@
 """Suite `stream`: throughput against the passes' own times, and against batches in step.
 
-Three things take turns: the stream over all images; `classify` on one batch after the other
+Four things take turns: the stream over all images, which come in batches as a DataLoader gives them
+("stream") or one by one ("stream, single images"); `classify` on one batch after the other
 ("step"); and the passes alone ("ideal"): as many whole batches of resize and glance, of AnchorNet
 with selection, and of cutting patches and focus as the images need together, and nothing else. The
 stream's ratio over the ideal has the goal 0.95. The mixes are made by thresholds between the
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,11 +31,10 @@ from anchornet_ext.inference.passes import (
     plain_passes,
 )
 from anchornet_ext.inference.stream import StreamResult
-from anchornet_ext.models import AnchorNet
-from anchornet_ext.models.backbones import build_backbone
 from anchornet_ext.ops import gather_patches
 
 from .harness import Case, Options, Row, Setting, measure_case
+from .networks import random_classifier
 
 NAME = "stream"
 SUMMARY = "images at different exits in full batches, against the passes alone and batch by batch"
@@ -49,6 +49,7 @@ MIXES = {
     "all at the last exit": (0.0, 0.0, 0.0, 0.0, 1.0),
 }
 NUM_EXITS = 5
+SINGLE = "stream, single images"
 PIXELS = ("uint8", "float32")
 QUICK_MIXES = ("half at every exit", "all at the last exit")
 DEFAULT_MODEL = "caltech101"
@@ -135,7 +136,12 @@ def case(settings: Mapping[str, Setting], runs: Runs, count: int) -> Case:
     return Case(
         suite=NAME,
         settings=settings,
-        build=lambda: {"ideal": runs.ideal, "stream": runs.stream, "step": runs.step},
+        build=lambda: {
+            "ideal": runs.ideal,
+            NAME: runs.stream,
+            SINGLE: runs.stream_of_single_images,
+            "step": runs.step,
+        },
         batch=count,
         over=("ideal", "step"),
         facts={"left at exit": runs.left_at_exit, "looks": runs.looks},
@@ -147,7 +153,7 @@ def case(settings: Mapping[str, Setting], runs: Runs, count: int) -> Case:
 
 def in_table(row: Row) -> bool:
     """The others are seen in the ratios."""
-    return row.name == NAME
+    return row.name in (NAME, SINGLE)
 
 
 def thresholds_for(confidence: Tensor, shares: Sequence[float]) -> tuple[float, ...]:
@@ -223,9 +229,15 @@ class Runs:
         random.Random(0).shuffle(self._calls)
 
     def stream(self) -> list[StreamResult]:
+        return self._stream(in_batches(self._images, self._batch))
+
+    def stream_of_single_images(self) -> list[StreamResult]:
+        return self._stream(iter(self._images))
+
+    def _stream(self, source: Iterable[Tensor]) -> list[StreamResult]:
         return list(
             self._model.stream(
-                self._images,
+                source,
                 batch=self._batch,
                 thresholds=self._thresholds,
                 passes=self._passes,
@@ -285,9 +297,8 @@ def _build_model(name: str, options: Options) -> TwoStageClassifier:
     """A saved one; or, for a backbone, one with random weights for 1000 classes."""
     if options.backbones is None:
         return TwoStageClassifier.from_pretrained(name, device=options.device)
-    torch.manual_seed(0)
-    networks = [build_backbone(name, num_classes=1000) for _ in range(2)]
-    return TwoStageClassifier(AnchorNet(1000), *networks).to(options.device).eval().tuned()
+    # With statistics of batch norm: without, all images are as sure, and no mix is as it was asked.
+    return random_classifier(name).tuned().to(options.device)
 
 
 def _images(count: int, size: int, pixels: str, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""What comes into a stream: images one by one, from whatever gives them, or why there is none."""
+"""What comes into a stream: images as their source gives them, or why there is none."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from typing import Any
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Arrival:
-    """One image of the input, or the error in its place.
+    """Images that came together, or the error in the place of one.
 
     Attributes:
-        position: its number in the input, from 0; errors count.
-        key: what came with it.
-        image: (3, H, W), not checked yet; None if there is an error.
+        position: the number of the first in the input, from 0; errors count.
+        keys: what came with each.
+        images: (B, 3, H, W), not checked yet, at least one; None if there is an error. The memory
+            is the source's, which may write to it as soon as it is asked for more.
         error: why there is no image.
     """
 
     position: int
-    key: Any
-    image: Tensor | None
+    keys: Sequence[Any]
+    images: Tensor | None
     error: Exception | None
 
 
@@ -40,7 +41,8 @@ def arrivals(
     Without `load`, an item is an image (3, H, W), several of them (B, 3, H, W), an exception in the
     place of an image, or a pair of one of these and a key: anything for one image, a sequence or a
     tensor of B for several. With `load`, an item is what `load` makes an image of. It is the key,
-    too, unless `load` returns a pair of the image and another.
+    too, unless `load` returns a pair of the image and another. A source that is itself a tensor
+    (N, 3, H, W) is one item.
 
     Args:
         source: is iterated over in the calling thread. What it raises comes out here.
@@ -51,27 +53,32 @@ def arrivals(
     Closing the generator waits for the loads under way and ends the threads.
     """
     items = _parts(source) if load is None else _loaded(source, load, workers, ahead)
+    position = 0
     with closing(items):
-        for position, (image, key) in enumerate(items):
-            if isinstance(image, Exception):
-                yield Arrival(position, key, None, image)
-            elif isinstance(image, Tensor):
-                yield Arrival(position, key, image, None)
+        for image, key in items:
+            if isinstance(image, Tensor) and image.ndim == 4 and load is None:
+                keys = _keys(key, len(image))
+                if len(image) > 0:
+                    yield Arrival(position, keys, image, None)
+                position += len(image)
+                continue
+            if isinstance(image, Tensor):
+                yield Arrival(position, (key,), image[None], None)
+            elif isinstance(image, Exception):
+                yield Arrival(position, (key,), None, image)
             else:
                 error = TypeError(f"expected an image as a tensor, got {type(image).__name__}")
-                yield Arrival(position, key, None, error)
+                yield Arrival(position, (key,), None, error)
+            position += 1
 
 
 def _parts(source: Iterable[Any]) -> Generator[tuple[Any, Any], None, None]:
+    if isinstance(source, Tensor) and source.ndim == 4:
+        source = (source,)  # it would come apart into views of single images
     for item in source:
         if isinstance(item, (tuple, list)) and len(item) == 1:
             (item,) = item  # as a DataLoader has them that knows of nothing but images
-        image, key = item if _is_pair(item) else (item, None)
-        if isinstance(image, Tensor) and image.ndim == 4:
-            keys = _keys(key, len(image))
-            yield from zip(image, keys, strict=True)
-        else:
-            yield image, key
+        yield item if _is_pair(item) else (item, None)
 
 
 def _keys(key: Any, count: int) -> Sequence[Any]:

@@ -83,20 +83,28 @@ class Scheduler:
         """Whether every image has left."""
         return not self._arrival
 
-    def admit(self) -> int:
-        """Takes in a new image; returns its slot, which is its own until it leaves.
+    @property
+    def admissible(self) -> int:
+        """How many images can be admitted before `next` could have anything new to say."""
+        until_impatient = self._patience + 1 - (self._arrivals - self._oldest)
+        until_full = self._batch - len(self._waiting[Pass.GLANCE])
+        return max(0, min(len(self._free), until_full, until_impatient))
+
+    def admit(self, count: int) -> list[int]:
+        """Takes in new images; returns a slot for each, which is its own until it leaves.
 
         Raises:
-            RuntimeError: there is no room.
+            RuntimeError: there is no room for so many; see `admissible`.
         """
-        if not self.room:
-            raise RuntimeError("there is no room for an image")
-        slot = self._free.pop()
-        self._step[slot] = 0
-        self._arrival[slot] = self._arrivals
-        self._arrivals += 1
-        self._wait(slot, Pass.GLANCE)
-        return slot
+        if count > self.admissible:
+            raise RuntimeError(f"there is no room for {count} images, but for {self.admissible}")
+        slots = [self._free.pop() for _ in range(count)]
+        for slot in slots:
+            self._step[slot] = 0
+            self._arrival[slot] = self._arrivals
+            self._arrivals += 1
+            self._wait(slot, Pass.GLANCE)
+        return slots
 
     def pass_by(self) -> None:
         """Counts an arrival that needs no slot, as it is no image."""
@@ -136,9 +144,13 @@ class Scheduler:
         return left
 
     @property
+    def _oldest(self) -> int:
+        """The arrival that has been here the longest; the next one, where none is here."""
+        return next(iter(self._arrival.values()), self._arrivals)
+
+    @property
     def _impatient(self) -> bool:
-        oldest = next(iter(self._arrival.values()), self._arrivals)
-        return self._arrivals - oldest > self._patience
+        return self._arrivals - self._oldest > self._patience
 
     def _choose(self, more: bool) -> Pass | None:
         sizes = {kind: len(queue) for kind, queue in self._waiting.items()}

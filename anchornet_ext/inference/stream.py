@@ -7,23 +7,28 @@ new images take the places of those that left.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
-from .exit_rules import ExitRules, exit_rules
+from .exit_rules import exit_rules
 from .feeding import Arrival, arrivals
+from .ledger import ImageClassification, Ledger, StreamResult
 from .pass_graphs import CudaGraphs
-from .passes import Passes, available_patches, check_image_size, compiled_passes, plain_passes
+from .passes import (
+    Passes,
+    available_patches,
+    check_image_size,
+    compiled_passes,
+    map_size,
+    plain_passes,
+)
 from .scheduler import Scheduler, Work
-from .stream_state import Decided, Localised, Pending, Recorder, StreamState
+from .stream_state import Localised, Pending, Recorder, StreamState
 
 if TYPE_CHECKING:
     from .two_stage import TwoStageClassifier
@@ -32,55 +37,7 @@ if TYPE_CHECKING:
 #: passes which follow cost next to nothing, so few that the results that wait for it fit in memory.
 PATIENCE_IN_BATCHES = 64
 
-
-@dataclass(frozen=True)
-class ImageClassification:
-    """What `early_exit.Classification` says of one image; n classes, T exits, on the CPU.
-
-    Attributes:
-        label: the predicted class: that of `answer_step`.
-        probabilities: (n,) after input `answer_step`.
-        exit_step: the number of inputs used, 1 (the glance alone) to T.
-        answer_step: the input after which the answer was found.
-        confidence: (T,), the largest probability after each input, NaN where it was not reached.
-        step_label: (T,) int64, the class predicted after each input, -1 where not reached.
-        top_left: (T - 1, 2) int64, (row, column) in pixels of the patch of each step after the
-            glance, -1 where it was not reached.
-        anchor_label: the class whose activation map chose the patches; None if AnchorNet did not
-            see the image, as it left at the glance.
-        activation_map: (h, w), AnchorNet's map of that class; None likewise.
-        macs: multiply-adds that the image cost.
-        full_macs: multiply-adds of an image of this size that goes to the last exit.
-    """
-
-    label: int
-    probabilities: Tensor
-    exit_step: int
-    answer_step: int
-    confidence: Tensor
-    step_label: Tensor
-    top_left: Tensor
-    anchor_label: int | None
-    activation_map: Tensor | None
-    macs: int
-    full_macs: int
-
-
-@dataclass(frozen=True)
-class StreamResult:
-    """One for each image that came in.
-
-    Attributes:
-        position: its number in the input, from 0.
-        key: what came with the image, or None; with `load`, what was loaded.
-        found: the classification, or None if there is an error.
-        error: why the image could not be classified, or None.
-    """
-
-    position: int
-    key: Any
-    found: ImageClassification | None
-    error: Exception | None
+__all__ = ["PATIENCE_IN_BATCHES", "ImageClassification", "StreamResult", "stream"]
 
 
 def stream(
@@ -118,7 +75,8 @@ def stream(
             a key (for several: a sequence or tensor of keys), which comes back with the result. An
             exception object in the place of an image becomes this image's result, as an image of
             a wrong shape or type does. If `source` itself raises, the images before are classified,
-            and then the exception comes out of this iterator.
+            and then the exception comes out of this iterator. What it gave must not change before it
+            is asked for its next item; then the memory may be used again.
         batch: images in a pass.
         slots: how many images can be under way, at least `batch`; None is 4 batches. From
             3 (batch - 1) + 1 on, all passes but the last ones are whole.
@@ -167,15 +125,10 @@ def stream(
         raise ValueError("graphs are for a classifier on a CUDA device")
     record = None if graphs is False else CudaGraphs() if graphs is True else graphs
     depth = 2 if on_gpu else 1
-    runner = _Runner(
-        scheduler,
-        StreamState(classifier, passes, rules, slots, batch, record=record, in_flight=depth),
-        rules,
-        passes.image_size,
-        macs=macs,
-        full_macs=macs[num_patches],
-        depth=depth,
-    )
+    state = StreamState(classifier, passes, rules, slots, batch, record=record, in_flight=depth)
+    size = map_size(classifier, passes.image_size)
+    ledger = Ledger(slots, rules, size, macs, macs[num_patches], state.dtype)
+    runner = _Runner(scheduler, state, ledger, passes.image_size, depth)
     results = runner.results(arrivals(source, load, workers, ahead=2 * batch))
     return _in_order(results) if ordered else results
 
@@ -200,8 +153,12 @@ def _in_order(
     position = 0
     try:
         for result in results:
-            waiting[result.position] = result
-            while position in waiting:
+            if result.position != position:
+                waiting[result.position] = result
+                continue
+            yield result
+            position += 1
+            while waiting and position in waiting:
                 yield waiting.pop(position)
                 position += 1
     finally:
@@ -213,8 +170,6 @@ class _Runner:
 
     Args:
         image_size: (H, W) that images must have.
-        macs: what leaving at exit 1, ..., T costs.
-        full_macs: what leaving at the last exit that there is costs.
         depth: passes under way at a time: with 2, a GPU has the next one to do while the host
             reads the last one's outcome.
     """
@@ -223,157 +178,104 @@ class _Runner:
         self,
         scheduler: Scheduler,
         state: StreamState,
-        rules: ExitRules,
+        ledger: Ledger,
         image_size: tuple[int, int],
-        macs: Sequence[int],
-        full_macs: int,
         depth: int,
     ) -> None:
         self._scheduler = scheduler
         self._state = state
-        self._rules = rules
+        self._ledger = ledger
         self._image_size = image_size
-        self._macs = macs
-        self._full_macs = full_macs
         self._depth = depth
-        self._records: dict[int, _Record] = {}  # of the image in each slot
         self._under_way: deque[tuple[Work, Pending]] = deque()
+        self._arrived: Arrival | None = None  # of which some images have no slot yet
+        self._begun = 0  # images of it that have one, or were refused
+        self._wrong: Exception | None = None  # with all of its images
+        self._more = True
+        self._problem: Exception | None = None  # the source's own
 
     def results(self, feed: Generator[Arrival, None, None]) -> Generator[StreamResult, None, None]:
         """The results of what `feed` gives, as they come."""
-        more = True
-        problem: Exception | None = None
         try:
             while True:
                 if len(self._under_way) < self._depth:
-                    work = self._scheduler.next(more)
+                    work = self._scheduler.next(self._more)
                     if work is not None:
                         self._under_way.append((work, self._state.run(work)))
                         continue
-                    if more and self._scheduler.room:
-                        try:
-                            arrival = next(feed, None)
-                        except Exception as error:
-                            # Nobody loses the images that are under way by it.
-                            problem, arrival = error, None
-                        if arrival is None:
-                            more = False
-                        elif (refused := self._admit(arrival)) is not None:
-                            yield refused
+                    if self._more and self._scheduler.admissible:
+                        yield from self._take_in(feed)
                         continue
                 if not self._under_way:
                     break
                 yield from self._finish(*self._under_way.popleft())
         finally:
+            self._arrived = None
+            self._state.close()
             feed.close()
-        if problem is not None:
-            raise problem
+        if self._problem is not None:
+            raise self._problem
 
-    def _admit(self, arrival: Arrival) -> StreamResult | None:
-        """Gives the image a slot, or returns what is wrong with it."""
-        error = arrival.error or _image_error(arrival.image, self._image_size)
-        if error is not None:
-            self._scheduler.pass_by()
-            return StreamResult(arrival.position, arrival.key, None, error)
-        slot = self._scheduler.admit()
-        assert arrival.image is not None
-        self._state.arrive(arrival.image)
-        self._records[slot] = _Record(arrival.position, arrival.key)
-        return None
+    def _take_in(self, feed: Iterator[Arrival]) -> Iterator[StreamResult]:
+        """Gives slots to images until there may be a pass to run; refuses those that are none."""
+        while self._more and (room := self._scheduler.admissible):
+            if self._arrived is None:
+                self._ask(feed)
+                continue
+            arrival, begin = self._arrived, self._begun
+            end = min(begin + room, len(arrival.keys)) if self._wrong is None else begin + 1
+            self._begun = end
+            if end == len(arrival.keys):
+                self._arrived = None
+            if self._wrong is not None:
+                self._scheduler.pass_by()
+                yield StreamResult(arrival.position + begin, arrival.keys[begin], None, self._wrong)
+                continue
+            assert arrival.images is not None
+            slots = self._scheduler.admit(end - begin)
+            self._state.arrive(arrival.images[begin:end])
+            self._ledger.begin(slots, arrival.position + begin, arrival.keys[begin:end])
 
-    def _finish(self, work: Work, pending: Pending) -> Iterator[StreamResult]:
+    def _ask(self, feed: Iterator[Arrival]) -> None:
+        """Takes the next images from their source, which may write to the last ones' memory now."""
+        self._state.secure()
+        try:
+            self._arrived = next(feed, None)
+        except Exception as error:
+            # Nobody loses the images that are under way by it.
+            self._problem = error
+        self._begun = 0
+        if self._arrived is None:
+            self._more = False
+        else:
+            self._wrong = self._arrived.error or _image_error(self._arrived, self._image_size)
+
+    def _finish(self, work: Work, pending: Pending) -> Sequence[StreamResult]:
         outcome = pending.wait()
-        records = [self._records[slot] for slot in work.slots]
         if isinstance(outcome, Localised):
             self._scheduler.finish(work)
-            _note_places(records, outcome)
-            return
-        _note_answers(records, outcome)
+            self._ledger.note_places(work.slots, outcome)
+            return ()
+        self._ledger.note_answers(work.slots, work.steps, outcome)
         left = set(self._scheduler.finish(work, set(outcome.stays.tolist())))
         rows = [row for row, slot in enumerate(work.slots) if slot in left]
-        # Copied out together, so that a result that is kept does not keep the batch.
-        probabilities = outcome.probabilities.index_select(0, torch.tensor(rows, dtype=torch.int64))
-        for row, one in zip(rows, probabilities.unbind(), strict=True):
-            del self._records[work.slots[row]]
-            yield StreamResult(
-                records[row].position,
-                records[row].key,
-                self._classification(records[row], one),
-                None,
-            )
-
-    def _classification(self, record: _Record, probabilities: Tensor) -> ImageClassification:
-        """What is known of an image that leaves."""
-        step = len(record.labels)
-        answer_step = self._rules.answer_step(record.confidences)
-        missing = self._rules.num_exits - step
-        top_left = torch.full((self._rules.num_exits - 1, 2), -1)
-        if step > 1:
-            assert record.top_left is not None
-            top_left[: step - 1] = record.top_left[: step - 1]
-        return ImageClassification(
-            label=record.labels[answer_step - 1],
-            probabilities=probabilities,
-            exit_step=step,
-            answer_step=answer_step,
-            confidence=torch.tensor(
-                record.confidences + [math.nan] * missing, dtype=probabilities.dtype
-            ),
-            step_label=torch.tensor(record.labels + [-1] * missing),
-            top_left=top_left,
-            anchor_label=record.anchor_label,
-            activation_map=record.activation_map,
-            macs=self._macs[step - 1],
-            full_macs=self._full_macs,
+        if not rows:
+            return ()
+        return self._ledger.take(
+            [work.slots[row] for row in rows],
+            [work.steps[row] for row in rows],
+            # Copied out together, so that a result that is kept does not keep the batch.
+            outcome.probabilities.index_select(0, torch.tensor(rows)),
         )
 
 
-@dataclass
-class _Record:
-    """What is known of an image under way.
-
-    Attributes:
-        position, key: see `StreamResult`.
-        confidences, labels: after each input so far.
-        anchor_label, activation_map, top_left: see `Localised`; None before AnchorNet.
-    """
-
-    position: int
-    key: Any
-    confidences: list[float] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    anchor_label: int | None = None
-    activation_map: Tensor | None = None
-    top_left: Tensor | None = None
-
-
-def _note_answers(records: Sequence[_Record], decided: Decided) -> None:
-    # Not strict: a batch that was filled up has more rows than images.
-    for record, confidence, label in zip(
-        records, decided.confidence.tolist(), decided.label.tolist(), strict=False
-    ):
-        record.confidences.append(confidence)
-        record.labels.append(label)
-
-
-def _note_places(records: Sequence[_Record], localised: Localised) -> None:
-    # Copied one by one, so that a result that is kept does not keep the batch.
-    labels = localised.anchor_label.tolist()
-    for record, label, activation_map, top_left in zip(
-        records, labels, localised.activation_map, localised.top_left, strict=False
-    ):
-        record.anchor_label = label
-        record.activation_map = activation_map.clone()
-        record.top_left = top_left.clone()
-
-
-def _image_error(image: Tensor | None, image_size: tuple[int, int]) -> Exception | None:
-    assert image is not None
-    expected = (3, *image_size)
-    if tuple(image.shape) != expected:
-        return ValueError(
-            f"the image is {tuple(image.shape)}, but this stream is for {expected} (image_size)"
-        )
-    if image.dtype != torch.uint8 and not image.is_floating_point():
-        return TypeError(f"an image must be uint8 or floating point, got {image.dtype}")
+def _image_error(arrival: Arrival, image_size: tuple[int, int]) -> Exception | None:
+    """What is wrong with images that came together."""
+    images = arrival.images
+    assert images is not None
+    shape, expected = tuple(images.shape[1:]), (3, *image_size)
+    if shape != expected:
+        return ValueError(f"the image is {shape}, but this stream is for {expected} (image_size)")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        return TypeError(f"an image must be uint8 or floating point, got {images.dtype}")
     return None

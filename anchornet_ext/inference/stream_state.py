@@ -13,7 +13,7 @@ from .exit_rules import ExitRules
 from .exit_state import RunningSums, to_device
 from .passes import Passes, check_logits
 from .scheduler import Pass, Work
-from .slot_images import SlotImages
+from .slot_images import FixedImages, SlotImages
 
 if TYPE_CHECKING:
     from .two_stage import TwoStageClassifier
@@ -79,6 +79,9 @@ class StreamState:
             rows of their own, so that all shapes are constant.
         record: see `Recorder`; None runs the passes as they are. With it the batch is constant.
         in_flight: passes that may be under way at a time.
+
+    Attributes:
+        dtype: of sums, confidences and probabilities.
     """
 
     # The buffers are written to in every pass, which may run in inference mode or not.
@@ -103,10 +106,14 @@ class StreamState:
         self._constant = passes.constant_batch or record is not None
         parameter = next(classifier.parameters())
         self._device = parameter.device
-        sums = torch.promote_types(parameter.dtype, torch.float32)
+        self.dtype = torch.promote_types(parameter.dtype, torch.float32)
         rows = slots + batch
-        self._images = SlotImages(classifier, slots, batch, passes.image_size, in_flight)
-        self._sums = RunningSums(rows, classifier.num_classes, rules, sums, self._device)
+        size = passes.image_size
+        self._fixed: FixedImages | None = None
+        if record is not None or self._device.type != "cpu":
+            self._fixed = FixedImages(classifier, slots, batch, size, in_flight)
+        self._images = self._fixed or SlotImages(classifier, slots, batch, size)
+        self._sums = RunningSums(rows, classifier.num_classes, rules, self.dtype, self._device)
         self._planned = torch.zeros(
             (rows, rules.num_exits - 1, 2), dtype=torch.int64, device=self._device
         )
@@ -118,10 +125,22 @@ class StreamState:
         self._recorded: dict[Pass, PlacedPass] = {}
 
     @torch.no_grad()
-    def arrive(self, image: Tensor) -> None:
-        """Copies an image that waits for the glance: (3, H, W), uint8 or normalised."""
-        if self._images.put(image):
+    def arrive(self, images: Tensor) -> None:
+        """Images (B, 3, H, W) wait for the glance, uint8 or normalised.
+
+        They must not change before the next `secure`, or until they have been through the glance.
+        """
+        if self._images.put(images):
             self._recorded.clear()  # they know the memory that the images were in before
+
+    @torch.no_grad()
+    def secure(self) -> None:
+        """After it, the memory that arrived images are in may be written to."""
+        self._images.secure()
+
+    def close(self) -> None:
+        """Drops all images. Nothing may run afterwards."""
+        self._images.close()
 
     @torch.no_grad()
     def run(self, work: Work) -> Pending:
@@ -169,19 +188,21 @@ class StreamState:
 
         A GPU, which would have to be waited for to know which, stores them all.
         """
-        if self._all_leave_at_the_glance:
+        if self._fixed is not None and self._all_leave_at_the_glance:
             return
-        if self._device.type != "cpu":
-            self._images.keep_all(places[0])
+        if self._fixed is not None and self._device.type != "cpu":
+            self._fixed.keep_all(places[0])
             return
         place_of = {slot: place for place, slot in enumerate(slots)}
-        staying = [slot for slot in stays.tolist() if slot in place_of]
+        staying: list[int] = []
+        if not self._all_leave_at_the_glance:
+            staying = [slot for slot in stays.tolist() if slot in place_of]
         self._images.keep([place_of[slot] for slot in staying], staying)
 
     def _glance(self, places: Tensor) -> Decided:
         rows = places[1]
         self._sums.clear(rows)
-        small = self._classifier.glance_input(self._images.arrived(len(rows)))
+        small = self._images.glance_input(len(rows))
         return self._decided(Pass.GLANCE, rows, self._passes.glance(small), 1)
 
     def _localise(self, places: Tensor) -> Localised:

@@ -149,7 +149,8 @@ def test_the_passes_of_a_stream_never_wait(mode: FakeTensorMode, policy: ExitPol
     rules = exit_rules(model, 4, policy=policy)
     with mode, torch.no_grad():
         state = StreamState(model, plain_passes(model, SIZE), rules, slots=12, batch=4)
-        images = state._images
+        images = state._fixed
+        assert images is not None
         images.is_bytes = False
         images._arrived = torch.empty(4, 3, *SIZE, device="cuda:0")
         images._rows = torch.empty(13, 3, *SIZE, device="cuda:0")

@@ -24,10 +24,12 @@ class Run:
         last: int,
         patience: int = PLENTY,
         depth: int = 1,
+        together: bool = False,
     ) -> None:
         self.scheduler = Scheduler(slots, batch, last, patience)
         self.last = last
         self.slots = slots
+        self.together = together
         self.works: list[Work] = []
         self.source_ended_at: int | None = None  # the number of passes before
         self.left: list[int] = []  # images, in the order in which they left
@@ -55,15 +57,21 @@ class Run:
                         more = False
                         self.source_ended_at = len(self.works)
                         continue
-                    image, want = source.popleft()
-                    arrived += 1
-                    if want is None:
+                    assert self.scheduler.admissible
+                    if source[0][1] is None:
+                        source.popleft()
+                        arrived += 1
                         self.scheduler.pass_by()
                         continue
-                    slot = self.scheduler.admit()
-                    assert slot not in self._image
-                    self._image[slot] = image
-                    self.seen[image] = []
+                    group = [source.popleft()[0]]
+                    room = self.scheduler.admissible if self.together else 1
+                    while source and source[0][1] is not None and len(group) < room:
+                        group.append(source.popleft()[0])
+                    arrived += len(group)
+                    for slot, image in zip(self.scheduler.admit(len(group)), group, strict=True):
+                        assert slot not in self._image
+                        self._image[slot] = image
+                        self.seen[image] = []
                     assert len(self._image) <= self.slots
                     self.most_overtaken = max(
                         self.most_overtaken, arrived - 1 - min(self._image.values())
@@ -110,6 +118,8 @@ def test_every_image_takes_its_inputs_and_leaves(data: st.DataObject) -> None:
     # Beyond `last`, an image would stay, but may not.
     wants = data.draw(st.lists(st.none() | st.integers(1, last + 1), max_size=60), "wants")
     run = Run(wants, slots, batch, last, patience, depth)
+    # Those that come together go the same ways.
+    assert Run(wants, slots, batch, last, patience, depth, together=True).works == run.works
     images = [image for image, want in enumerate(wants) if want is not None]
     assert sorted(run.left) == images
     for image in images:
@@ -166,11 +176,9 @@ def test_the_last_images_run_the_longest_ways_first() -> None:
             scheduler.finish(work, range(8))
         return done
 
-    for _ in range(4):
-        scheduler.admit()
+    scheduler.admit(4)
     assert run(5, more=True) == [(Pass.GLANCE, 4), (Pass.LOCALISE, 4), *[(Pass.FOCUS, 4)] * 3]
-    for _ in range(2):
-        scheduler.admit()
+    scheduler.admit(2)
     # Four images have one input to go, the two new ones have four. Had the four gone first, the two
     # would have run alone four times.
     ends = [(Pass.FOCUS, 4), (Pass.FOCUS, 4), (Pass.FOCUS, 2), (Pass.FOCUS, 2)]
@@ -211,9 +219,11 @@ def test_wrong_numbers_are_refused(arguments: tuple[int, int, int, int], message
 
 def test_there_is_no_room_beyond_the_slots() -> None:
     scheduler = Scheduler(2, 2, 5, PLENTY)
-    scheduler.admit()
+    scheduler.admit(1)
     assert scheduler.room
-    scheduler.admit()
+    with pytest.raises(RuntimeError, match="no room for 2 images, but for 1"):
+        scheduler.admit(2)
+    scheduler.admit(1)
     assert not scheduler.room
-    with pytest.raises(RuntimeError, match="no room"):
-        scheduler.admit()
+    with pytest.raises(RuntimeError, match="no room for 1 images, but for 0"):
+        scheduler.admit(1)

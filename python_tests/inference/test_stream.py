@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from anchornet_ext.data.transforms import Preprocessing
-from anchornet_ext.inference import TwoStageClassifier
+from anchornet_ext.inference import TwoStageClassifier, kept_memory
 from anchornet_ext.inference.early_exit import Classification
 from anchornet_ext.inference.passes import Passes, compiled_passes, plain_passes
-from anchornet_ext.inference.slot_images import SlotImages
+from anchornet_ext.inference.slot_images import FixedImages, SlotImages
 from anchornet_ext.inference.stream import ImageClassification, StreamResult
 from anchornet_ext.policy.exit_policy import ExitPolicy
 from anchornet_ext.reference.early_exit import Exit
@@ -480,26 +480,167 @@ def test_the_source_may_use_its_memory_again() -> None:
     assert_equal_to_batched(got, model.classify(images, thresholds))
 
 
-def test_bytes_stay_bytes_until_something_else_comes() -> None:
+class Item(NamedTuple):
+    """What a source gives at once: `count` images; None is an image alone."""
+
+    count: int | None
+    kind: Literal["floats", "bytes", "channels_last", "wrong"]
+
+
+items = st.lists(
+    st.builds(
+        Item,
+        st.none() | st.integers(0, 7),
+        st.sampled_from(["floats", "floats", "bytes", "channels_last", "wrong"]),
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    plan=items,
+    batch=st.integers(1, 5),
+    more_slots=st.integers(0, 12),
+    patience=st.none() | st.integers(1, 10),
+    answer=st.sampled_from(["last", "surest"]),
+    constant_batch=st.booleans(),
+)
+def test_batches_and_single_images_of_memory_that_is_used_again(
+    plan: list[Item],
+    batch: int,
+    more_slots: int,
+    patience: int | None,
+    answer: Any,
+    constant_batch: bool,
+) -> None:
     model = tiny_classifier(1)
+    count = sum(1 if item.count is None else item.count for item in plan)
+    pixels = (noise(count, SIZE, seed=3).sigmoid() * 255).to(torch.uint8)
+    images = model.preprocessing.normalise(pixels)
+    policy = ExitPolicy((0.3, 0.5, 0.7, 0.8), answer=answer)
+    expected = model.classify(images, policy=policy)
+    assume(
+        not count
+        or (expected.confidence[:, :4] - torch.tensor(policy.thresholds))
+        .abs()
+        .nan_to_num(nan=1)
+        .min()
+        > 1e-4
+    )
+    wrong: set[int] = set()
+
+    def source() -> Iterator[Any]:
+        begin = 0
+        for item in plan:
+            end = begin + (1 if item.count is None else item.count)
+            given = (pixels if item.kind == "bytes" else images)[begin:end].clone()
+            if item.kind == "channels_last":
+                given = given.contiguous(memory_format=torch.channels_last)
+            if item.kind == "wrong":
+                given = given[:, :, 1:]
+                wrong.update(range(begin, end))
+            keys = list(range(begin, end))
+            yield (given[0], begin) if item.count is None else (given, keys)
+            # Whoever still looks at it finds something else.
+            given.fill_(77)
+            begin = end
+
+    results = list(
+        model.stream(
+            source(),
+            batch=batch,
+            slots=batch + more_slots,
+            patience=patience,
+            policy=policy,
+            passes=replace(plain_passes(model, SIZE), constant_batch=constant_batch),
+        )
+    )
+    assert [result.position for result in results] == list(range(count))
+    assert [result.key for result in results] == list(range(count))
+    for b, result in enumerate(results):
+        if b in wrong:
+            assert isinstance(result.error, ValueError)
+            continue
+        got = found(result)
+        assert (got.label, got.exit_step) == (int(expected.label[b]), int(expected.exit_step[b]))
+        torch.testing.assert_close(
+            got.probabilities, expected.probabilities[b], rtol=1e-4, atol=1e-5
+        )
+        assert torch.equal(got.top_left, expected.top_left[b])
+
+
+def test_the_source_is_not_asked_while_its_images_are_looked_at() -> None:
+    """Whole batches are not copied: the glance sees the very memory that they came in."""
+    model = tiny_classifier(1)
+    images = noise(8, SIZE, seed=3)
+    seen: list[int] = []
+    real = model.glance_input
+
+    def looked_at(given: Tensor) -> Tensor:
+        seen.append(given.data_ptr())
+        return real(given)
+
+    model.glance_input = looked_at  # type: ignore[method-assign]
+    list(stream(model, iter(images.split(4))))
+    assert seen == [images[0].data_ptr(), images[4].data_ptr()]
+    list(stream(model, images))
+    assert seen[2:] == seen[:2]
+
+
+def test_streams_at_the_same_time_have_memory_of_their_own() -> None:
+    model = tiny_classifier(1)
+    images = noise(24, SIZE, seed=3)
+    expected = model.classify(images)
+    for _ in range(2):  # the second time with memory that was used before
+        streams = [stream(model, iter(images[n::2]), batch=2) for n in range(2)]
+        both = [list(pair) for pair in zip(*streams, strict=True)]
+        for n in range(2):
+            labels = [found(pair[n]).label for pair in both]
+            assert labels == expected.label[n::2].tolist()
+
+
+def test_memory_between_streams_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_classifier(1)
+    monkeypatch.setattr(kept_memory, "MOST_BYTES", 100)
+    sizes = ((60,), (30,), (30,), (200,))
+    blocks = [
+        kept_memory.borrow(model, size, torch.uint8, torch.contiguous_format) for size in sizes
+    ]
+    for block in blocks:
+        kept_memory.give_back(model, block)
+    again = [
+        kept_memory.borrow(model, size, torch.uint8, torch.contiguous_format) for size in sizes
+    ]
+    # The last one is larger than all that may be kept; the first was too much beside the others.
+    assert {id(one) for one in again} & {id(one) for one in blocks} == set(map(id, blocks[1:3]))
+
+
+@pytest.mark.parametrize("kind", [SlotImages, FixedImages])
+def test_bytes_stay_bytes_until_something_else_comes(kind: type[SlotImages]) -> None:
+    model = tiny_classifier(1, glance_size=min(SIZE))
     pixels = (noise(9, SIZE, seed=3).sigmoid() * 255).to(torch.uint8)
-    held = SlotImages(model, 6, 3, SIZE)
-    assert held.put(pixels[0])  # the memory is there only now
-    assert not held.put(pixels[1])
+    normalised = model.preprocessing.normalise(pixels)
+    held = kind(model, 6, 3, SIZE)
+    assert held.put(pixels[:1])  # the memory is there only now
+    assert not held.put(pixels[1:2])
     held.take(2)
+    torch.testing.assert_close(
+        held.glance_input(2), model.glance_input(pixels[:2]), rtol=1e-5, atol=1e-5
+    )
     held.keep([0, 1], [5, 2])
     rows = torch.tensor([2, 5])
-    normalised = model.preprocessing.normalise(pixels)
-    assert held.arrived(2).dtype == torch.uint8
     torch.testing.assert_close(held.whole(rows), normalised[[1, 0]])
-    held.put(pixels[2])
-    assert held.put(normalised[3])  # all of them become floats
+    held.put(pixels[2:3])
+    assert held.put(normalised[3:4])  # all of them become floats
     assert not held.is_bytes
-    held.put(pixels[4])
+    held.put(pixels[4:5])
     with pytest.raises(RuntimeError, match="3 images wait for the glance, not 2"):
         held.take(2)
     held.take(3)
-    torch.testing.assert_close(held.arrived(3), normalised[2:5])
+    torch.testing.assert_close(
+        held.glance_input(3), model.glance_input(normalised[2:5]), rtol=1e-5, atol=1e-5
+    )
     torch.testing.assert_close(held.whole(rows), normalised[[1, 0]])
     corners = torch.tensor([[1, 2], [3, 4]])
     patch = held.patches(corners, rows)[0]
