@@ -120,3 +120,13 @@ def build_info() -> dict[str, Any]:
     module = importlib.import_module("anchornet_ext._C")
     info: dict[str, Any] = module.build_info()
     return info
+
+
+def has_bfloat_products() -> bool:
+    """Whether the CPU kernels that run here multiply bfloat16 by the processor's own instruction.
+
+    Raises:
+        ImportError: the native library is missing or does not load.
+    """
+    require()
+    return bool(importlib.import_module("anchornet_ext._C").has_bfloat_products())

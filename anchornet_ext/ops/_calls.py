@@ -54,15 +54,29 @@ def call_checked(op: Any, *arguments: Any) -> Any:
         raise ValueError(str(error).split("\n")[0]) from error
 
 
-def check_cpu_maps(name: str, maps: Tensor) -> None:
-    """Raises unless `maps` may go to an operator for float32 (B, C, H, W) on the CPU alone.
+#: Of the operators for small maps.
+MAP_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def check_map_dtype(
+    name: str, dtype: torch.dtype, dtypes: Sequence[torch.dtype] = MAP_DTYPES
+) -> None:
+    """Raises TypeError unless `dtype` is one of `dtypes`."""
+    if dtype not in dtypes:
+        wanted = " or ".join(str(one).removeprefix("torch.") for one in dtypes)
+        raise TypeError(f"{name} must be {wanted}, got {dtype}")
+
+
+def check_cpu_maps(
+    name: str, maps: Tensor, dtypes: Sequence[torch.dtype] = (torch.float32,)
+) -> None:
+    """Raises unless `maps` may go to an operator for (B, C, H, W) on the CPU alone.
 
     Raises:
-        TypeError: not float32.
+        TypeError: not of one of `dtypes`.
         ValueError: not of four dimensions, or on another device; meta stands for the CPU.
     """
-    if maps.dtype != torch.float32:
-        raise TypeError(f"{name} must be float32, got {maps.dtype}")
+    check_map_dtype(name, maps.dtype, dtypes)
     if maps.dim() != 4:
         raise ValueError(f"{name} must be (B, C, H, W), got {tuple(maps.shape)}")
     if maps.device.type not in ("cpu", "meta"):

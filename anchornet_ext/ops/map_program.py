@@ -11,12 +11,12 @@ from torch import Tensor
 from anchornet_ext import _extension
 from anchornet_ext.reference.map_program import KINDS, MapStep
 
-from ._calls import call_checked, check_cpu_maps
+from ._calls import call_checked, check_cpu_maps, check_map_dtype
 from .maps import pack_maps
 
 _RUN = "anchornet_ext::run_map_program"
 _NONE = -1
-_ALIGNED = 16  # floats in a cache line
+_LINE = 64  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,17 +24,22 @@ class MapProgram:
     """Steps and their parameters as `run_map_program` reads them; see `pack_map_program`.
 
     Attributes:
-        parameters: one row: the weights of the convolutions in the order of `pack_maps` and of the
-            steps, so that the next one can be fetched while one is read; then everything else.
+        weights: one row, of the maps' dtype: the weights of the convolutions in the order of
+            `pack_maps` and of the steps, so that the next one can be fetched while one is read.
+        parameters: one row of float32: everything else.
         code: one row of int64.
     """
 
+    weights: Tensor
     parameters: Tensor
     code: Tensor
 
 
 def pack_map_program(
-    steps: Sequence[MapStep], outputs: Sequence[int], num_inputs: int = 1
+    steps: Sequence[MapStep],
+    outputs: Sequence[int],
+    num_inputs: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> MapProgram:
     """Packs the steps of a program.
 
@@ -42,19 +47,22 @@ def pack_map_program(
         steps: in the order in which they run.
         outputs: the values that are the results, each once.
         num_inputs: how many values are given.
+        dtype: of the maps and of the convolutions' weights: float32 or bfloat16.
 
     Raises:
         ValueError: a step of an unknown kind, or a convolution without weights.
+        TypeError: another dtype, or weights of a convolution that are not of it.
     """
+    check_map_dtype("dtype", dtype)
     for step in steps:
         if step.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {step.kind!r}")
         if step.kind == "conv" and step.weight is None:
             raise ValueError("a convolution must have weights, got None")
-    row = _Row()
-    weights = [row.add(_packed(step)) for step in steps]
-    biases = [row.add(step.bias) for step in steps]
-    factors = [row.add(step.weight if step.kind == "affine" else None) for step in steps]
+    packed, parameters = _Row(dtype), _Row(torch.float32)
+    weights = [packed.add(_packed(step, dtype)) for step in steps]
+    biases = [parameters.add(step.bias) for step in steps]
+    factors = [parameters.add(step.weight if step.kind == "affine" else None) for step in steps]
     num_values = max([num_inputs, *(step.target + 1 for step in steps)])
     code = [num_inputs, num_values, len(steps), len(outputs), *outputs]
     for step, weight, bias, factor in zip(steps, weights, biases, factors, strict=True):
@@ -66,33 +74,36 @@ def pack_map_program(
         code += [_NONE if step.add is None else step.add, int(step.relu)]
         code += [*kernel, *step.stride, *step.padding, *step.dilation]
         code += [max(weight, factor), bias]
-    return MapProgram(row.joined(), torch.tensor(code))
+    return MapProgram(packed.joined(), parameters.joined(), torch.tensor(code))
 
 
 def run_map_program(inputs: Sequence[Tensor], program: MapProgram) -> list[Tensor]:
     """The results of a program of `pack_map_program` for small maps, on the CPU.
 
     Between the steps nothing is asked, allocated or waited for, and the weights of a convolution
-    are fetched while the one before computes. All of it is for float32 and without gradients.
+    are fetched while the one before computes. All of it is without gradients. In bfloat16 each step
+    computes in float32, its activation included, and what it makes is rounded once.
 
     Args:
-        inputs: each (B, C, H, W) of the same B; channels_last, or it costs a copy.
+        inputs: each (B, C, H, W) of the same B and of the program's dtype, float32 or bfloat16;
+            channels_last, or it costs a copy.
         program: of `pack_map_program`; its parameters may not have changed since.
 
     Returns:
-        The outputs, (B, C, H, W) in channels_last.
+        The outputs, (B, C, H, W) of the inputs' dtype in channels_last.
 
     Raises:
         ValueError: a shape or device that does not fit, or a step that does not fit what it reads.
-        TypeError: not float32.
+        TypeError: an input that is not of the program's dtype.
         ImportError: the native library is missing.
     """
     for maps in inputs:
-        check_cpu_maps("inputs", maps)
+        check_cpu_maps("inputs", maps, (program.weights.dtype,))
     _extension.require()
     results: list[Tensor] = call_checked(
         torch.ops.anchornet_ext.run_map_program.default,
         [maps.contiguous(memory_format=torch.channels_last) for maps in inputs],
+        program.weights,
         program.parameters,
         program.code,
     )
@@ -102,7 +113,8 @@ def run_map_program(inputs: Sequence[Tensor], program: MapProgram) -> list[Tenso
 class _Row:
     """Tensors in one row, each at the beginning of a cache line."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self._parts: list[Tensor] = []
         self._size = 0
 
@@ -110,23 +122,27 @@ class _Row:
         """Where it will begin, or -1 if it is None."""
         if tensor is None:
             return _NONE
-        flat = tensor.detach().reshape(-1)
-        flat = torch.nn.functional.pad(flat, (0, -len(flat) % _ALIGNED))
+        flat = tensor.detach().reshape(-1).to(self._dtype)
+        flat = torch.nn.functional.pad(flat, (0, -len(flat) % (_LINE // flat.itemsize)))
         self._parts.append(flat)
         self._size += len(flat)
         return self._size - len(flat)
 
     def joined(self) -> Tensor:
-        return torch.cat(self._parts) if self._parts else torch.empty(0)
+        return torch.cat(self._parts) if self._parts else torch.empty(0, dtype=self._dtype)
 
 
-def _packed(step: MapStep) -> Tensor | None:
+def _packed(step: MapStep, dtype: torch.dtype) -> Tensor | None:
     if step.kind != "conv" or step.weight is None:
         return None
+    if step.weight.dtype != dtype:
+        raise TypeError(f"a convolution's weight must be {dtype}, got {step.weight.dtype}")
     return pack_maps(step.weight.detach()).weight
 
 
-def _fake_run(inputs: Sequence[Tensor], parameters: Tensor, program: Tensor) -> list[Tensor]:
+def _fake_run(
+    inputs: Sequence[Tensor], weights: Tensor, parameters: Tensor, program: Tensor
+) -> list[Tensor]:
     raise NotImplementedError(
         "run_map_program cannot be compiled: the shapes of its results are in the program"
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from anchornet_ext import _extension
 from anchornet_ext.reference.maps import ACTIVATIONS
 
-from ._calls import call_checked, check_cpu_maps
+from ._calls import MAP_DTYPES, call_checked, check_cpu_maps, check_map_dtype
 
 _CONVOLVE = "anchornet_ext::convolve_maps"
 _PANEL, _STEP = 64, 16  # as in csrc/ops/convolve_maps.h
@@ -21,7 +21,8 @@ class MapWeights(NamedTuple):
     """The weights of `convolve_maps` in the order in which they are read; see `pack_maps`.
 
     Attributes:
-        weight: one row of panels of up to 64 outputs, each (k l C, width).
+        weight: one row of panels of up to 64 outputs, each (k l C, width); in bfloat16
+            (k l C/2, width, 2), two inputs together, the last with a zero where C is odd.
         channels: O, of the output.
         kernel: (k, l).
     """
@@ -32,16 +33,21 @@ class MapWeights(NamedTuple):
 
 
 def pack_maps(weight: Tensor) -> MapWeights:
-    """Packs the weights (O, C, k, l) of a convolution.
+    """Packs the weights (O, C, k, l), float32 or bfloat16, of a convolution.
 
     Raises:
         ValueError: another shape, or one without entries.
+        TypeError: another dtype.
     """
     if weight.dim() != 4 or 0 in weight.shape:
         raise ValueError(f"weight must be (O, C, k, l), got {tuple(weight.shape)}")
-    channels, _, height, width = weight.shape
-    matrix = weight.permute(2, 3, 1, 0).reshape(-1, channels)  # (k l C, O)
-    matrix = torch.nn.functional.pad(matrix, (0, -channels % _STEP))
+    check_map_dtype("weight", weight.dtype)
+    channels, inputs, height, width = weight.shape
+    together = 2 if weight.dtype == torch.bfloat16 else 1
+    padding = (0, -channels % _STEP, 0, -inputs % together)
+    matrix = torch.nn.functional.pad(weight.permute(2, 3, 1, 0), padding)
+    # (k l C / together, O, together)
+    matrix = matrix.reshape(-1, together, matrix.shape[-1]).transpose(1, 2)
     panels = [panel.reshape(-1) for panel in torch.split(matrix, _PANEL, dim=1)]
     return MapWeights(torch.cat(panels), channels, (height, width))
 
@@ -64,8 +70,8 @@ def convolve_maps(
     the kernel would read of the padding is left out.
 
     Args:
-        maps: (B, C, H, W) float32 on the CPU; channels_last, or it costs a copy.
-        weights: of `pack_maps`, in float32.
+        maps: (B, C, H, W) float32 or bfloat16 on the CPU; channels_last, or it costs a copy.
+        weights: of `pack_maps`, in the maps' dtype, as `bias` and `add`.
         bias: (O,) or None.
         stride, padding, dilation: of rows and of columns, as `torch.nn.functional.conv2d` has them;
             each below 2^31.
@@ -73,20 +79,21 @@ def convolve_maps(
         activation: "none" or "relu".
 
     Returns:
-        (B, O, H', W') float32 in channels_last. There are no gradients. An image's values do not
-        depend on the others.
+        (B, O, H', W') of the maps' dtype in channels_last. There are no gradients. An image's
+        values do not depend on the others. In bfloat16 everything is summed in float32 and rounded
+        once, at the end.
 
     Raises:
         ValueError: a shape, device or activation that does not fit.
-        TypeError: not float32.
+        TypeError: neither float32 nor bfloat16, or not all of one.
         ImportError: the native library is missing.
     """
-    for name, value in (("maps", maps), ("weight", weights.weight), ("bias", bias), ("add", add)):
-        if value is not None and value.dtype != torch.float32:
-            raise TypeError(f"{name} must be float32, got {value.dtype}")
+    check_cpu_maps("maps", maps, MAP_DTYPES)
+    for name, value in (("weight", weights.weight), ("bias", bias), ("add", add)):
+        if value is not None and value.dtype != maps.dtype:
+            raise TypeError(f"{name} must be {maps.dtype} like the maps, got {value.dtype}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    check_cpu_maps("maps", maps)
     _extension.require()
     last = torch.channels_last
     result: Tensor = call_checked(

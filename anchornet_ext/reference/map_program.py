@@ -49,26 +49,33 @@ class MapStep:
 def run_map_program(
     inputs: Sequence[Tensor], steps: Sequence[MapStep], outputs: Sequence[int]
 ) -> list[Tensor]:
-    """The values `outputs` after all steps."""
+    """The values `outputs` after all steps.
+
+    In bfloat16 each step computes in float32, its activation included, and what it makes is rounded
+    once.
+    """
+    dtype = inputs[0].dtype
+    wide = torch.float32 if dtype == torch.bfloat16 else dtype
     parts: dict[int, list[Tensor]] = {i: [value] for i, value in enumerate(inputs)}
     for step in steps:
-        x = torch.cat(parts[step.source], 1)
+        x = torch.cat(parts[step.source], 1).to(wide)
         out = _result(step, x)
         if step.add is not None:
-            out = out + torch.cat(parts[step.add], 1)
-        parts.setdefault(step.target, []).append(out.relu() if step.relu else out)
+            out = out + torch.cat(parts[step.add], 1).to(wide)
+        out = out.relu() if step.relu else out
+        parts.setdefault(step.target, []).append(out.to(dtype))
     return [torch.cat(parts[value], 1) for value in outputs]
 
 
 def _result(step: MapStep, x: Tensor) -> Tensor:
+    weight = None if step.weight is None else step.weight.to(x.dtype)
+    bias = None if step.bias is None else step.bias.to(x.dtype)
     if step.kind == "conv":
-        assert step.weight is not None
-        return functional.conv2d(
-            x, step.weight, step.bias, step.stride, step.padding, step.dilation
-        )
+        assert weight is not None
+        return functional.conv2d(x, weight, bias, step.stride, step.padding, step.dilation)
     if step.kind == "affine":
-        out = x if step.weight is None else x * step.weight[:, None, None]
-        return out if step.bias is None else out + step.bias[:, None, None]
+        out = x if weight is None else x * weight[:, None, None]
+        return out if bias is None else out + bias[:, None, None]
     if step.kind == "max_pool":
         return functional.max_pool2d(x, step.kernel, step.stride, step.padding)
     if step.kind == "average_pool":

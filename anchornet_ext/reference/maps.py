@@ -20,10 +20,18 @@ def convolve_maps(
 ) -> Tensor:
     """``activation(convolution + bias + add)``, (B, O, H', W') of maps (B, C, H, W).
 
+    In bfloat16 all of it is computed in float32 and rounded once.
+
     Args:
         weight: (O, C, k, l), not packed.
         activation: index into `ACTIVATIONS`.
     """
+    if maps.dtype == torch.bfloat16:
+        biases, added = (None if value is None else value.float() for value in (bias, add))
+        wide = convolve_maps(
+            maps.float(), weight.float(), biases, stride, padding, dilation, added, activation
+        )
+        return wide.bfloat16()
     out = torch.nn.functional.conv2d(maps, weight, bias, stride, padding, dilation)
     if add is not None:
         out = out + add

@@ -29,9 +29,12 @@ struct Plan {
   int64_t kernel_height, kernel_width;
   int64_t stride[2], padding[2], dilation[2];  // of rows and of columns
   int64_t activation;
+  int64_t in_word;  // inputs whose weights lie together: one in float32, two in bfloat16
 
   int64_t taps() const { return kernel_height * kernel_width; }
-  int64_t depth() const { return taps() * inputs; }
+  int64_t words() const { return (inputs + in_word - 1) / in_word; }
+  int64_t depth() const { return taps() * words() * in_word; }
+  int64_t weights() const { return depth() * columns(); }
   int64_t columns() const { return (outputs + kStep - 1) / kStep * kStep; }
   int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
   int64_t panel_width(int64_t p) const { return std::min(kPanel, columns() - p * kPanel); }
@@ -56,17 +59,26 @@ inline bool holds(int64_t size, const Plan& p) {
   return p.outputs <= size && size % p.depth() == 0 && size / p.depth() == p.columns();
 }
 
+// What maps and weights may be of.
+inline bool is_type_of_maps(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::BFloat16;
+}
+
+inline int64_t in_word(ScalarType type) { return type == ScalarType::BFloat16 ? 2 : 1; }
+
 // Throws where the arguments do not fit each other.
 inline Plan plan_maps(const Tensor& maps, const Tensor& weight, const std::optional<Tensor>& bias,
                       int64_t outputs, const std::vector<int64_t>& kernel,
                       const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                       const std::vector<int64_t>& dilation, const std::optional<Tensor>& add,
                       int64_t activation) {
+  const ScalarType type = maps.scalar_type();
   STD_TORCH_CHECK(maps.dim() == 4 && maps.size(1) > 0 && maps.size(2) > 0 && maps.size(3) > 0 &&
-                      maps.scalar_type() == ScalarType::Float && has_channels_last(maps),
-                  "convolve_maps: maps must be (B, C, H, W), float32 and in channels_last, got ",
-                  "shape ", shape_of(maps));
+                      is_type_of_maps(type) && has_channels_last(maps),
+                  "convolve_maps: maps must be (B, C, H, W), float32 or bfloat16 and in ",
+                  "channels_last, got shape ", shape_of(maps));
   Plan p{};
+  p.in_word = in_word(type);
   p.batch = maps.size(0);
   p.inputs = maps.size(1);
   p.height = maps.size(2);
@@ -105,24 +117,24 @@ inline Plan plan_maps(const Tensor& maps, const Tensor& weight, const std::optio
   p.out_width = places(1, p.width);
   STD_TORCH_CHECK(p.out_height <= kMost / p.out_width, "convolve_maps: a result of ", p.out_height,
                   "x", p.out_width, " pixels is more than it can take");
-  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float && weight.is_contiguous() &&
-                      weight.dim() == 1 && outputs > 0 && holds(weight.size(0), p),
+  STD_TORCH_CHECK(weight.scalar_type() == type && weight.is_contiguous() && weight.dim() == 1 &&
+                      outputs > 0 && holds(weight.size(0), p),
                   "convolve_maps: weight must be packed as one row for ", outputs,
                   " output channels (in sixteens) of ", p.inputs, "x", p.kernel_height, "x",
-                  p.kernel_width, ", float32, got shape ", shape_of(weight));
+                  p.kernel_width, ", of the maps' dtype, got shape ", shape_of(weight));
   if (bias) {
-    STD_TORCH_CHECK(bias->scalar_type() == ScalarType::Float && bias->is_contiguous() &&
-                        bias->dim() == 1 && bias->size(0) == outputs,
-                    "convolve_maps: bias must be (", outputs, "), float32 and contiguous, got ",
-                    "shape ", shape_of(*bias));
+    STD_TORCH_CHECK(bias->scalar_type() == type && bias->is_contiguous() && bias->dim() == 1 &&
+                        bias->size(0) == outputs,
+                    "convolve_maps: bias must be (", outputs, "), of the maps' dtype and ",
+                    "contiguous, got shape ", shape_of(*bias));
   }
   if (add) {
-    STD_TORCH_CHECK(
-        add->scalar_type() == ScalarType::Float && add->dim() == 4 && add->size(0) == p.batch &&
-            add->size(1) == outputs && add->size(2) == p.out_height &&
-            add->size(3) == p.out_width && has_channels_last(*add),
-        "convolve_maps: add must be (", p.batch, ", ", outputs, ", ", p.out_height, ", ",
-        p.out_width, "), float32 and in channels_last, got shape ", shape_of(*add));
+    STD_TORCH_CHECK(add->scalar_type() == type && add->dim() == 4 && add->size(0) == p.batch &&
+                        add->size(1) == outputs && add->size(2) == p.out_height &&
+                        add->size(3) == p.out_width && has_channels_last(*add),
+                    "convolve_maps: add must be (", p.batch, ", ", outputs, ", ", p.out_height,
+                    ", ", p.out_width, "), of the maps' dtype and in channels_last, got shape ",
+                    shape_of(*add));
   }
   STD_TORCH_CHECK(activation == kNone || activation == kRelu,
                   "convolve_maps: activation must be 0 or 1, got ", activation);

@@ -67,7 +67,9 @@ STABLE_TORCH_LIBRARY(anchornet_ext, m) {
       "convolve_maps(Tensor maps, Tensor weight, Tensor? bias, SymInt channels, int[] kernel, "
       "int[] stride, int[] padding, int[] dilation, Tensor? add, int activation) -> Tensor");
 
-  // Values of a program for small maps, (B, C, H, W) in channels_last; `parameters` is one row of
-  // float32, `program` one of int64
-  m.def("run_map_program(Tensor[] inputs, Tensor parameters, Tensor program) -> Tensor[]");
+  // Values of a program for small maps, (B, C, H, W) in channels_last; `weights` is one row of
+  // their dtype, `parameters` one of float32, `program` one of int64
+  m.def(
+      "run_map_program(Tensor[] inputs, Tensor weights, Tensor parameters, Tensor program) "
+      "-> Tensor[]");
 }

@@ -26,8 +26,8 @@ enum Field {
   kStride = kKernel + 2,
   kPadding = kStride + 2,
   kDilation = kPadding + 2,
-  kWeight = kDilation + 2,  // where in the parameters: packed weights, or factors; -1: none
-  kBias,                    // bias, or summands; -1: none
+  kWeight = kDilation + 2,  // packed, where in the weights; of kAffine, factors in the parameters
+  kBias,                    // where in the parameters, or summands; -1: none, as of factors
   kFields
 };
 
@@ -73,14 +73,23 @@ class Reader {
   int64_t left_;
 };
 
-inline void check_parameters(int64_t step, int64_t offset, int64_t count, int64_t all) {
-  STD_TORCH_CHECK(offset >= 0 && offset <= all - count, "run_map_program: step ", step,
-                  " needs parameters ", offset, " to ", offset + count, ", there are ", all);
+inline void check_range(int64_t step, const char* name, int64_t offset, int64_t count,
+                        const Tensor& row) {
+  STD_TORCH_CHECK(offset >= 0 && offset <= row.size(0) - count, "run_map_program: step ", step,
+                  " needs ", name, " ", offset, " to ", offset + count, ", there are ",
+                  row.size(0));
+}
+
+inline void check_row(const char* name, const Tensor& row, ScalarType type, const char* of) {
+  STD_TORCH_CHECK(row.scalar_type() == type && row.dim() == 1 && row.is_contiguous(),
+                  "run_map_program: ", name, " must be one row of ", of);
 }
 
 // The sizes of a step, from its source's and its fields.
-inline Plan plan_step(int64_t step, const int64_t* field, const Value& from, int64_t batch) {
+inline Plan plan_step(int64_t step, const int64_t* field, const Value& from, int64_t batch,
+                      ScalarType type) {
   Plan p{};
+  p.in_word = in_word(type);
   p.batch = batch;
   p.inputs = from.channels;
   p.height = from.height;
@@ -114,17 +123,17 @@ inline Plan plan_step(int64_t step, const int64_t* field, const Value& from, int
 }  // namespace detail
 
 // Throws where the program does not fit itself, its inputs or its parameters.
-inline Program plan_program(const std::vector<Tensor>& inputs, const Tensor& parameters,
-                            const Tensor& code) {
-  STD_TORCH_CHECK(parameters.scalar_type() == ScalarType::Float && parameters.dim() == 1 &&
-                      parameters.is_contiguous(),
-                  "run_map_program: parameters must be one row of float32");
-  STD_TORCH_CHECK(code.scalar_type() == ScalarType::Long && code.dim() == 1 && code.is_contiguous(),
-                  "run_map_program: the program must be one row of int64");
+inline Program plan_program(const std::vector<Tensor>& inputs, const Tensor& weights,
+                            const Tensor& parameters, const Tensor& code) {
+  STD_TORCH_CHECK(!inputs.empty(), "run_map_program: there must be at least one input, got none");
+  const ScalarType type = inputs[0].scalar_type();
+  STD_TORCH_CHECK(is_type_of_maps(type), "run_map_program: inputs must be float32 or bfloat16");
+  detail::check_row("weights", weights, type, "the inputs' dtype");
+  detail::check_row("parameters", parameters, ScalarType::Float, "float32");
+  detail::check_row("the program", code, ScalarType::Long, "int64");
   detail::Reader read(code.const_data_ptr<int64_t>(), code.size(0));
   const int64_t* const head = read.take(4);
   const int64_t num_inputs = head[0], num_values = head[1], num_steps = head[2];
-  const int64_t all = parameters.size(0);
   STD_TORCH_CHECK(num_inputs >= 1 && num_inputs == static_cast<int64_t>(inputs.size()),
                   "run_map_program: the program has ", num_inputs, " inputs, got ", inputs.size());
   STD_TORCH_CHECK(num_values >= num_inputs && num_values <= num_inputs + num_steps &&
@@ -137,9 +146,8 @@ inline Program plan_program(const std::vector<Tensor>& inputs, const Tensor& par
   for (int64_t i = 0; i < num_inputs; ++i) {
     const Tensor& t = inputs[i];
     STD_TORCH_CHECK(t.dim() == 4 && t.size(0) == program.batch && t.size(1) > 0 && t.size(2) > 0 &&
-                        t.size(3) > 0 && t.scalar_type() == ScalarType::Float &&
-                        has_channels_last(t),
-                    "run_map_program: inputs must be (B, C, H, W) of one batch, float32 and in ",
+                        t.size(3) > 0 && t.scalar_type() == type && has_channels_last(t),
+                    "run_map_program: inputs must be (B, C, H, W) of one batch and dtype and in ",
                     "channels_last, got shape ", shape_of(t));
     program.values[i] = {t.size(1), t.size(2), t.size(3), t.size(1), -1, -1};
   }
@@ -166,7 +174,7 @@ inline Program plan_program(const std::vector<Tensor>& inputs, const Tensor& par
                  field[kAdd],
                  field[kWeight],
                  field[kBias],
-                 detail::plan_step(s, field, from, program.batch)};
+                 detail::plan_step(s, field, from, program.batch, type)};
     const Plan& p = step.plan;
     const bool keeps = kind != kConv;
     STD_TORCH_CHECK(
@@ -204,11 +212,12 @@ inline Program plan_program(const std::vector<Tensor>& inputs, const Tensor& par
     }
     program.values[field[kSource]].last_step = s;
     if (kind == kConv) {
-      detail::check_parameters(s, step.weight, p.depth() * p.columns(), all);
-      if (step.bias >= 0) detail::check_parameters(s, step.bias, p.outputs, all);
-    } else if (kind == kAffine) {
-      if (step.weight >= 0) detail::check_parameters(s, step.weight, p.outputs, all);
-      if (step.bias >= 0) detail::check_parameters(s, step.bias, p.outputs, all);
+      detail::check_range(s, "weights", step.weight, p.weights(), weights);
+    } else if (kind == kAffine && step.weight >= 0) {
+      detail::check_range(s, "parameters", step.weight, p.outputs, parameters);
+    }
+    if ((kind == kConv || kind == kAffine) && step.bias >= 0) {
+      detail::check_range(s, "parameters", step.bias, p.outputs, parameters);
     }
     program.steps.push_back(step);
   }

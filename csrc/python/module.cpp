@@ -49,6 +49,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("instruction_set", &instruction_set,
         "Of the CPU kernels that run here: x86-64-v4 (AVX-512), x86-64-v3 (AVX2), or any.");
   m.def(
+      "has_bfloat_products", [] { return anchornet::has_bfloat_products; },
+      "Whether they multiply bfloat16 by the processor's own instruction (AVX512_BF16).");
+  m.def(
       "vector_width", [] { return anchornet::mbconv::kernels().width; },
       "How many floats the vectors of the chosen CPU kernels hold: the weights of "
       "inverted_residuals are packed for it.");

@@ -12,7 +12,7 @@ import torch
 from mbconv_cases import Chain
 from torch import Tensor
 
-from anchornet_ext import ops
+from anchornet_ext import ops, reference
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 DTYPES = (torch.uint8, *FLOATS)
@@ -112,15 +112,32 @@ def products(numbers: Given, chains: list[Chain]) -> Named:
     yield "cells", cells
     low, a = numbers["base"], numbers["weights of base"]
     yield "fusion", ops.fuse_cells(low, cells, numbers["slots"], a, (8, 4))
-    convolved = ops.convolve_maps(numbers["features"], ops.pack_maps(numbers["map weight"]))
-    yield "maps", convolved
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = ops.pack_maps(numbers["map weight"].to(dtype))
+        yield f"maps of {dtype}", ops.convolve_maps(numbers["features"].to(dtype), weight)
     for n, (images, blocks) in enumerate(chains):
         yield f"chain {n}", ops.mbconv_chain(images, blocks)
 
 
+def steps(numbers: Given) -> Named:
+    """What a program does between its convolutions."""
+    features, shift = numbers["features"], numbers["class weight"][0]
+    program = [
+        reference.MapStep("affine", 0, 1, shift, shift, relu=True),
+        reference.MapStep("sum", 0, 2, add=1, relu=True),
+        reference.MapStep("max_pool", 0, 3, kernel=(2, 3)),
+        reference.MapStep("average_pool", 0, 4, kernel=(2, 3)),
+        reference.MapStep("mean", 0, 5),
+    ]
+    for dtype in (torch.float32, torch.bfloat16):
+        packed = ops.pack_map_program(program, range(1, 6), dtype=dtype)
+        for index, made in enumerate(ops.run_map_program([features.to(dtype)], packed)):
+            yield f"step {index} of a program in {dtype}", made.flatten()
+
+
 def exact(numbers: Given) -> dict[str, Tensor]:
     """The same bits on every instruction set."""
-    parts = (patches(numbers), maps(numbers), turns(numbers))
+    parts = (patches(numbers), maps(numbers), turns(numbers), steps(numbers))
     return {name: value.contiguous() for part in parts for name, value in part}
 
 

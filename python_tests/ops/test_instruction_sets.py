@@ -12,7 +12,7 @@ import torch
 from mbconv_cases import chains
 
 #: What a limit allows at most.
-LIMITS = {"default": "any", "avx2": "x86-64-v3"}
+LIMITS = {"default": "any", "avx2": "x86-64-v3", "avx512": "x86-64-v4"}
 
 
 def test_every_instruction_set_gives_the_same(tmp_path: Path) -> None:
@@ -38,4 +38,6 @@ def test_every_instruction_set_gives_the_same(tmp_path: Path) -> None:
             bits = torch.int8 if value.dtype.is_floating_point else value.dtype
             assert torch.equal(exact[name].view(bits), value.view(bits)), (limit, name)
         for name, value in products.items():
-            torch.testing.assert_close(others[name], value, rtol=1e-5, atol=1e-5)
+            # Sums that differ in their last bits may be rounded to two neighbours.
+            rtol = 2**-7 if value.dtype == torch.bfloat16 else 1e-5
+            torch.testing.assert_close(others[name], value, rtol=rtol, atol=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -86,9 +88,23 @@ class Drawing:
         self.shapes.append(shape)
 
 
-@settings(deadline=None, max_examples=80)
-@given(data=st.data(), batch=st.integers(0, 3), count=st.integers(1, 8))
-def test_equals_the_steps_in_torch(data: st.DataObject, batch: int, count: int) -> None:
+def weights_in(dtype: torch.dtype, steps: list[MapStep]) -> list[MapStep]:
+    return [
+        replace(step, weight=step.weight.to(dtype)) if step.kind == "conv" else step
+        for step in steps
+    ]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    data=st.data(),
+    batch=st.integers(0, 3),
+    count=st.integers(1, 8),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_equals_the_steps_in_torch(
+    data: st.DataObject, batch: int, count: int, dtype: torch.dtype
+) -> None:
     num_inputs = data.draw(st.integers(1, 2))
     sizes = [(data.draw(st.sampled_from([1, 5, 48])), 4, 5) for _ in range(num_inputs)]
     drawing = Drawing(data, sizes)
@@ -96,16 +112,24 @@ def test_equals_the_steps_in_torch(data: st.DataObject, batch: int, count: int) 
         drawing.add_step()
     if not drawing.steps:
         return
-    inputs = [in_channels_last(draw(batch, *size, seed=i)) for i, size in enumerate(sizes)]
+    steps = weights_in(dtype, drawing.steps)
+    inputs = [in_channels_last(draw(batch, *s, seed=i).to(dtype)) for i, s in enumerate(sizes)]
     made = list(range(len(sizes), len(drawing.shapes)))
     outputs = data.draw(st.lists(st.sampled_from(made), unique=True, min_size=1))
-    program = pack_map_program(drawing.steps, outputs, len(sizes))
+    program = pack_map_program(steps, outputs, len(sizes), dtype)
     got = run_map_program(inputs, program)
-    expected = reference.run_map_program(inputs, drawing.steps, outputs)
+    expected = reference.run_map_program(inputs, steps, outputs)
     assert len(got) == len(expected)
     for one, other in zip(got, expected, strict=True):
         assert one.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+        assert one.dtype == dtype
+        if dtype == torch.float32:
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+        elif one.numel():
+            # What lies near the middle of two bfloat16 may go either way, and the steps after that
+            # carry it on.
+            error = (one.float() - other.float()).abs()
+            assert error.max() <= 2e-2 * (1 + other.float().abs().max())
 
 
 def residual() -> tuple[list[MapStep], list[Tensor]]:
@@ -122,9 +146,11 @@ def residual() -> tuple[list[MapStep], list[Tensor]]:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_an_image_does_not_depend_on_the_others(threads: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_image_does_not_depend_on_the_others(threads: int, dtype: torch.dtype) -> None:
     steps, (maps,) = residual()
-    program = pack_map_program(steps, [6])
+    maps = maps.to(dtype)
+    program = pack_map_program(weights_in(dtype, steps), [6], dtype=dtype)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
@@ -135,15 +161,24 @@ def test_an_image_does_not_depend_on_the_others(threads: int) -> None:
     assert torch.equal(torch.cat(alone), together)
 
 
-@pytest.mark.parametrize("kind", ["affine", "sum", "max_pool"])
-def test_nan_comes_through(kind: str) -> None:
-    maps = torch.tensor([float("nan"), -1.0, float("inf")]).reshape(3, 1, 1, 1)
+@pytest.mark.parametrize("kind", ["affine", "sum", "max_pool", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_comes_through(kind: str, dtype: torch.dtype) -> None:
+    maps = torch.tensor([float("nan"), -1.0, float("inf")], dtype=dtype).reshape(3, 1, 1, 1)
     add = 0 if kind == "sum" else None
-    program = pack_map_program([MapStep(kind, 0, 1, add=add, relu=True)], [1])
+    program = pack_map_program([MapStep(kind, 0, 1, add=add, relu=True)], [1], dtype=dtype)
     (got,) = run_map_program([maps], program)
-    torch.testing.assert_close(
-        got.flatten(), torch.tensor([float("nan"), 0.0, float("inf")]), equal_nan=True
-    )
+    expected = torch.tensor([float("nan"), 0.0, float("inf")], dtype=dtype)
+    torch.testing.assert_close(got.flatten(), expected, equal_nan=True)
+
+
+def test_bfloat16_is_pooled_in_float32() -> None:
+    # Summed in bfloat16, 1 + 2^-9 + ... would stay 1; and more channels than are summed at once.
+    maps = torch.full((1, 300, 3, 11), 2**-9, dtype=torch.bfloat16)
+    maps[:, :, 0, 0] = 1
+    program = pack_map_program([MapStep("mean", 0, 1)], [1], dtype=torch.bfloat16)
+    (got,) = run_map_program([in_channels_last(maps)], program)
+    assert (got == torch.tensor((1 + 32 * 2**-9) / 33).bfloat16()).all()
 
 
 @settings(deadline=None, max_examples=150)
@@ -156,9 +191,9 @@ def test_a_wrong_program_is_refused_or_runs(place: int, value: int, cut: int) ->
         code = code[: place % len(code)]
     else:
         code[place] = value
-    parameters = program.parameters[: len(program.parameters) - 64 * cut]
+    weights = program.weights[: len(program.weights) - 64 * cut]
     try:
-        results = run_map_program(inputs, MapProgram(parameters, code))
+        results = run_map_program(inputs, MapProgram(weights, program.parameters, code))
     except ValueError as error:
         message = str(error)
     else:
@@ -172,11 +207,19 @@ def test_arguments_that_do_not_fit() -> None:
     program = pack_map_program(steps, [6])
     with pytest.raises(TypeError, match=r"inputs must be float32, got torch\.float64"):
         run_map_program([maps.double()], program)
+    with pytest.raises(TypeError, match=r"inputs must be float32, got torch\.bfloat16"):
+        run_map_program([maps.bfloat16()], program)
+    with pytest.raises(
+        TypeError, match=r"a convolution's weight must be torch\.bfloat16, got torch"
+    ):
+        pack_map_program(steps, [6], dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match=r"dtype must be float32 or bfloat16, got torch\.float16"):
+        pack_map_program(steps, [6], dtype=torch.float16)
     with pytest.raises(ValueError, match=r"inputs must be \(B, C, H, W\), got \(24, 9, 7\)"):
         run_map_program([maps[0]], program)
     with pytest.raises(ValueError, match="has 1 inputs, got 2"):
         run_map_program([maps, maps], program)
-    with pytest.raises(ValueError, match="step 0 needs parameters"):
+    with pytest.raises(ValueError, match="step 0 needs weights"):
         run_map_program([draw(3, 900, 9, 7)], program)
     with pytest.raises(ValueError, match="step 1 cannot add value 0"):
         run_map_program([maps[:, :8]], pack_map_program([
@@ -188,10 +231,12 @@ def test_arguments_that_do_not_fit() -> None:
         pack_map_program([MapStep("conv", 0, 1)], [1])
 
 
-def test_its_schema_holds() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_its_schema_holds(dtype: torch.dtype) -> None:
     steps, inputs = residual()
-    program = pack_map_program(steps, [6, 3])
+    inputs = [maps.to(dtype) for maps in inputs]
+    program = pack_map_program(weights_in(dtype, steps), [6, 3], dtype=dtype)
     # Shapes are in the program's values, so there is no fake kernel.
     checks = ("test_schema", "test_autograd_registration")
-    arguments = (inputs, program.parameters, program.code)
+    arguments = (inputs, program.weights, program.parameters, program.code)
     torch.library.opcheck(RUN, arguments, test_utils=checks)

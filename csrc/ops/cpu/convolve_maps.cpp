@@ -16,6 +16,23 @@
 namespace anchornet::maps {
 namespace {
 
+template <typename T>
+const T* data_of(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr<T>() : nullptr;
+}
+
+template <typename T>
+void run(const Plan& plan, const Tensor& maps, const Tensor& weight,
+         const std::optional<Tensor>& bias, const std::optional<Tensor>& add, Tensor& output) {
+  std::vector<float> biases(bias ? plan.outputs : 0);
+  for (size_t o = 0; o < biases.size(); ++o) biases[o] = as_float(data_of<T>(bias)[o]);
+  const T* const weights = weight.const_data_ptr<T>();
+  const Places<T> places{
+      maps.const_data_ptr<T>(),     weights,      bias ? biases.data() : nullptr, data_of<T>(add),
+      output.mutable_data_ptr<T>(), plan.outputs, weights + plan.weights(),       false};
+  Convolution<T>(plan, places).run();
+}
+
 Tensor convolve_maps(const Tensor& maps, const Tensor& weight, const std::optional<Tensor>& bias,
                      int64_t channels, const std::vector<int64_t>& kernel,
                      const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
@@ -23,19 +40,14 @@ Tensor convolve_maps(const Tensor& maps, const Tensor& weight, const std::option
                      int64_t activation) {
   const Plan plan =
       plan_maps(maps, weight, bias, channels, kernel, stride, padding, dilation, add, activation);
-  Tensor output = new_tensor(maps, {plan.batch, plan.outputs, plan.out_height, plan.out_width},
-                             ScalarType::Float, true);
-  if (plan.batch > 0) {
-    const float* const weights = weight.const_data_ptr<float>();
-    const Places places{maps.const_data_ptr<float>(),
-                        weights,
-                        bias ? bias->const_data_ptr<float>() : nullptr,
-                        add ? add->const_data_ptr<float>() : nullptr,
-                        output.mutable_data_ptr<float>(),
-                        plan.outputs,
-                        weights + plan.depth() * plan.columns(),
-                        false};
-    Convolution(plan, places).run();
+  const ScalarType type = maps.scalar_type();
+  Tensor output =
+      new_tensor(maps, {plan.batch, plan.outputs, plan.out_height, plan.out_width}, type, true);
+  if (plan.batch == 0) return output;
+  if (type == ScalarType::Float) {
+    run<float>(plan, maps, weight, bias, add, output);
+  } else {
+    run<BFloat16>(plan, maps, weight, bias, add, output);
   }
   return output;
 }

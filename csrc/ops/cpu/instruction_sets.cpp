@@ -6,12 +6,15 @@
 namespace anchornet {
 namespace {
 
+#ifdef ANCHORNET_X86
+bool limited_to(const char* name) {
+  const char* const limit = std::getenv("ATEN_CPU_CAPABILITY");
+  return limit != nullptr && std::strcmp(limit, name) == 0;
+}
+#endif
+
 InstructionSet choose() {
 #ifdef ANCHORNET_X86
-  const char* limit = std::getenv("ATEN_CPU_CAPABILITY");
-  const auto limited_to = [limit](const char* name) {
-    return limit != nullptr && std::strcmp(limit, name) == 0;
-  };
   // Feature by feature: older compilers know the levels, but cannot ask for them. Processors that
   // have these have the rest of their level.
   __builtin_cpu_init();
@@ -30,8 +33,18 @@ InstructionSet choose() {
 #endif
 }
 
+bool choose_bfloat_products() {
+#ifdef ANCHORNET_X86
+  return instruction_set == InstructionSet::kV4 && !limited_to("avx512") &&
+         __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 const InstructionSet instruction_set = choose();
+const bool has_bfloat_products = choose_bfloat_products();
 
 }  // namespace anchornet

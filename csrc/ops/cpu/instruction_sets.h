@@ -10,6 +10,10 @@ enum class InstructionSet { kAny, kV3, kV4 };
 // environment variable ATEN_CPU_CAPABILITY (avx2, default) says so, as for torch's own kernels.
 extern const InstructionSet instruction_set;
 
+// Whether a processor of kV4 also multiplies bfloat16 (AVX512_BF16), and ATEN_CPU_CAPABILITY does
+// not say avx512, which is kV4 and no more.
+extern const bool has_bfloat_products;
+
 }  // namespace anchornet
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))

@@ -17,7 +17,7 @@ namespace {
 // Places for values in one piece of memory, each taken from its first to its last step.
 class Arena {
  public:
-  // Where `count` floats may lie; the first free place that is large enough.
+  // Where `count` values may lie; the first free place that is large enough.
   int64_t take(int64_t count) {
     count = rounded(count);
     for (size_t i = 0; i < free_.size(); ++i) {
@@ -59,28 +59,32 @@ class Arena {
   struct Gap {
     int64_t begin, count;
   };
-  static int64_t rounded(int64_t count) { return (count + 15) / 16 * 16; }  // whole cache lines
+  static int64_t rounded(int64_t count) { return (count + 31) / 32 * 32; }  // whole cache lines
   std::vector<Gap> free_;  // in order, none next to another
   int64_t size_ = 0;
 };
 
+// Of maps and weights in T, float32 or bfloat16.
+template <typename T>
 class Run {
  public:
-  Run(const Program& program, const std::vector<Tensor>& inputs, const Tensor& parameters)
+  Run(const Program& program, const std::vector<Tensor>& inputs, const Tensor& weights,
+      const Tensor& parameters)
       : program_(program),
+        weights_(weights.const_data_ptr<T>()),
+        end_(weights_ + weights.size(0)),
         parameters_(parameters.const_data_ptr<float>()),
-        end_(parameters_ + parameters.size(0)),
         from_(program.values.size()),
         to_(program.values.size()) {
-    for (int64_t i = 0; i < program.inputs; ++i) from_[i] = inputs[i].const_data_ptr<float>();
+    for (int64_t i = 0; i < program.inputs; ++i) from_[i] = inputs[i].const_data_ptr<T>();
     for (const int64_t value : program.outputs) {
       if (to_[value] != nullptr) {
         STD_TORCH_CHECK(false, "run_map_program: value ", value, " is a result twice");
       }
       const Value& v = program.values[value];
       outputs_.push_back(new_tensor(inputs[0], {program.batch, v.channels, v.height, v.width},
-                                    ScalarType::Float, true));
-      to_[value] = outputs_.back().mutable_data_ptr<float>();
+                                    inputs[0].scalar_type(), true));
+      to_[value] = outputs_.back().mutable_data_ptr<T>();
       from_[value] = to_[value];
     }
     place_the_rest(inputs[0]);
@@ -96,11 +100,11 @@ class Run {
   void place_the_rest(const Tensor& like) {
     Arena arena;
     std::vector<int64_t> place(program_.values.size(), -1);
-    const auto floats = [&](const Value& v) { return program_.batch * v.pixels() * v.channels; };
+    const auto count_of = [&](const Value& v) { return program_.batch * v.pixels() * v.channels; };
     for (size_t s = 0; s < program_.steps.size(); ++s) {
       const MapStep& step = program_.steps[s];
       if (to_[step.target] == nullptr && place[step.target] < 0) {
-        place[step.target] = arena.take(floats(program_.values[step.target]));
+        place[step.target] = arena.take(count_of(program_.values[step.target]));
       }
       // A value that nobody reads goes with the last step that writes it.
       for (const int64_t value :
@@ -109,11 +113,11 @@ class Run {
         const Value& v = program_.values[value];
         const bool is_over = v.last_step == static_cast<int64_t>(s) &&
                              (value != step.target || step.first + step.plan.outputs == v.channels);
-        if (is_over) arena.give(place[value], floats(v));
+        if (is_over) arena.give(place[value], count_of(v));
       }
     }
-    memory_.push_back(new_tensor(like, {arena.size()}, ScalarType::Float));
-    float* const memory = memory_.back().mutable_data_ptr<float>();
+    memory_.push_back(new_tensor(like, {arena.size()}, like.scalar_type()));
+    T* const memory = memory_.back().mutable_data_ptr<T>();
     for (size_t v = 0; v < place.size(); ++v) {
       if (place[v] >= 0) from_[v] = to_[v] = memory + place[v];
     }
@@ -127,29 +131,29 @@ class Run {
     const MapStep& step = program_.steps[index];
     const Plan& p = step.plan;
     const Value& target = program_.values[step.target];
-    const float* const x = from_[step.source];
-    const float* const add = step.add < 0 ? nullptr : from_[step.add];
-    float* const y = to_[step.target] + step.first;
+    const T* const x = from_[step.source];
+    const T* const add = step.add < 0 ? nullptr : from_[step.add];
+    T* const y = to_[step.target] + step.first;
     const int64_t pixels = p.batch * p.out_height * p.out_width, channels = p.outputs;
     const bool relu = p.activation == kRelu;
     if (step.kind == kConv) {
-      const Places places{
-          x, parameter(step.weight), parameter(step.bias), add, y, target.channels, end_, true};
-      Convolution(p, places).run();
+      const Places<T> places{
+          x, weights_ + step.weight, parameter(step.bias), add, y, target.channels, end_, true};
+      Convolution<T>(p, places).run();
       return;
     }
     const float* const factor = parameter(step.weight);
     const float* const summand = parameter(step.bias);
     parallel_over(pixels, channels, [&](int64_t begin, int64_t end) {
-      const float* const from = x + begin * channels;
-      float* const to = y + begin * target.channels;
+      const T* const from = x + begin * channels;
+      T* const to = y + begin * target.channels;
       if (step.kind == kAffine) {
         affine(from, factor, summand, relu, to, end - begin, channels, target.channels);
       } else if (step.kind == kSum) {
         sum_of(from, add + begin * channels, relu, to, end - begin, channels, target.channels);
       } else {
         for (int64_t i = begin; i < end; ++i) {
-          float* const pixel = y + i * target.channels;
+          T* const pixel = y + i * target.channels;
           pool(step, x, i, pixel);
           if (relu) affine(pixel, nullptr, nullptr, true, pixel, 1, channels, channels);
         }
@@ -157,10 +161,10 @@ class Run {
     });
   }
 
-  static void pool(const MapStep& step, const float* x, int64_t pixel, float* y) {
+  static void pool(const MapStep& step, const T* x, int64_t pixel, T* y) {
     const Plan& p = step.plan;
     const int64_t image = pixel / p.out_pixels(), inside = pixel % p.out_pixels();
-    const float* const map = x + image * p.in_pixels() * p.inputs;
+    const T* const map = x + image * p.in_pixels() * p.inputs;
     const int64_t row = p.width * p.inputs;
     if (step.kind == kMean) {
       return mean_of(map, p.height, p.width, row, p.inputs, y, p.inputs,
@@ -174,7 +178,7 @@ class Run {
       begin[d] = std::max<int64_t>(first, 0);
       count[d] = std::min(first + kernel[d], size[d]) - begin[d];
     }
-    const float* const from = map + begin[0] * row + begin[1] * p.inputs;
+    const T* const from = map + begin[0] * row + begin[1] * p.inputs;
     if (step.kind == kMaxPool) {
       max_of(from, count[0], count[1], row, p.inputs, y, p.inputs);
     } else {
@@ -184,19 +188,21 @@ class Run {
   }
 
   const Program& program_;
+  const T* weights_;
+  const T* end_;
   const float* parameters_;
-  const float* end_;
-  std::vector<const float*> from_;
-  std::vector<float*> to_;
+  std::vector<const T*> from_;
+  std::vector<T*> to_;
   std::vector<Tensor> outputs_, memory_;
 };
 
-std::vector<Tensor> run_map_program(const std::vector<Tensor>& inputs, const Tensor& parameters,
-                                    const Tensor& program) {
-  STD_TORCH_CHECK(!inputs.empty(), "run_map_program: there must be at least one input, got none");
-  const Program plan = plan_program(inputs, parameters, program);
-  Run run(plan, inputs, parameters);
-  return run.run();
+std::vector<Tensor> run_map_program(const std::vector<Tensor>& inputs, const Tensor& weights,
+                                    const Tensor& parameters, const Tensor& program) {
+  const Program plan = plan_program(inputs, weights, parameters, program);
+  if (inputs[0].scalar_type() == ScalarType::Float) {
+    return Run<float>(plan, inputs, weights, parameters).run();
+  }
+  return Run<BFloat16>(plan, inputs, weights, parameters).run();
 }
 
 }  // namespace
