@@ -32,10 +32,11 @@ class FusedNetwork:
     may come: with hooks the network runs itself. Modules may not be exchanged.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        """`dtype`: of the images that it will be given."""
         self._graph = fuse(network)
         #: How many images it should get at once, if that makes a difference.
-        self.best_batch = _LARGEST_LOWERED if _has_many_norms(self._graph) else None
+        self.best_batch = _LARGEST_LOWERED if _has_many_norms(self._graph, dtype) else None
         #: The modules' own dictionaries of hooks, and those of all modules.
         own = [hooks for module in network.modules() for hooks in hooks_of(module)]
         self._hooks = [*own, *HOOKS_OF_ALL]
@@ -58,21 +59,21 @@ class FusedNetwork:
         if shape not in self._lowered:
             if len(self._lowered) >= _MOST_SHAPES:
                 return self._graph(images)
-            recorder = Recorder(self._graph)
+            recorder = Recorder(self._graph, images.dtype)
             recorder.run(images)
-            self._lowered[shape] = lower(self._graph, recorder.shapes, self._programs)
+            self._lowered[shape] = lower(self._graph, recorder.shapes, self._programs, images.dtype)
         # The first time as well, so that the same images give the same bits.
         return (self._lowered[shape] or self._graph)(images)
 
 
-def _has_many_norms(graph: fx.GraphModule | None) -> bool:
+def _has_many_norms(graph: fx.GraphModule | None, dtype: torch.dtype) -> bool:
     """Whether batch norms that are no part of a convolution take a good part of the time.
 
     In a program they, and concatenations, are no ways of their own through the memory: of 95 x 95
     pixels, a DenseNet takes three quarters of the time for eight images that it takes for each of
     32, which are too many for programs.
     """
-    if graph is None or not has_fast_kernels():
+    if graph is None or not has_fast_kernels(dtype):
         return False
     modules = [module_of(graph, node) for node in graph.graph.nodes]
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in modules)
@@ -82,9 +83,8 @@ def _has_many_norms(graph: fx.GraphModule | None) -> bool:
 
 def _may_be_lowered(images: Tensor) -> bool:
     return (
-        images.dtype == torch.float32
-        and images.dim() == 4
+        images.dim() == 4
         and 0 < len(images) <= _LARGEST_LOWERED
         and images.shape[0] * images.shape[2] * images.shape[3] <= _MOST_PIXELS
-        and has_fast_kernels()
+        and has_fast_kernels(images.dtype)
     )

@@ -28,20 +28,21 @@ _FEWEST_OPERATIONS = 2
 _FEWEST_CHANNELS = 16
 _LINEAR = (nn.Linear, PackedLinear)
 
-#: Node -> the shape of what it makes; None where that is no float32 tensor on the CPU.
+#: Node -> the shape of what it makes; None where that is no tensor of the images' dtype on the CPU.
 Shapes = dict[fx.Node, "tuple[int, ...] | None"]
 
 
 class Recorder(fx.Interpreter):
-    """Runs a graph and remembers the shapes of what its nodes make."""
+    """Runs a graph on images of a dtype and remembers the shapes of what its nodes make."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: fx.GraphModule, dtype: torch.dtype) -> None:
         super().__init__(graph)
         self.shapes: Shapes = {}
+        self._dtype = dtype
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        is_maps = isinstance(result, Tensor) and result.dtype == torch.float32 and result.is_cpu
+        is_maps = isinstance(result, Tensor) and result.dtype == self._dtype and result.is_cpu
         self.shapes[n] = tuple(result.shape) if is_maps else None
         return result
 
@@ -49,7 +50,9 @@ class Recorder(fx.Interpreter):
 Programs = dict[tuple[fx.Node, ...], "LoweredMaps"]
 
 
-def lower(graph: fx.GraphModule, shapes: Shapes, known: Programs) -> fx.GraphModule | None:
+def lower(
+    graph: fx.GraphModule, shapes: Shapes, known: Programs, dtype: torch.dtype
+) -> fx.GraphModule | None:
     """The graph with all that can be in programs, or None if that is nothing.
 
     It shares its modules with `graph`, and is for images of the shape that was recorded alone.
@@ -57,6 +60,7 @@ def lower(graph: fx.GraphModule, shapes: Shapes, known: Programs) -> fx.GraphMod
     Args:
         known: programs by their nodes, which keep weights in an order of their own; those that are
             there already are used, new ones added.
+        dtype: of the images.
     """
     parts = [tuple(part) for part in _runs_of(graph, shapes) if _is_worth_it(graph, part)]
     if not parts:
@@ -76,7 +80,7 @@ def lower(graph: fx.GraphModule, shapes: Shapes, known: Programs) -> fx.GraphMod
         part, name = last[node]
         lowering = _Lowering(graph, shapes, part)
         if part not in known:
-            known[part] = lowering.module()
+            known[part] = lowering.module(dtype)
         modules.add_module(name, known[part])
         results = lowered.call_module(name, tuple(copies[n] for n in lowering.inputs))
         for place, made in enumerate(lowering.outputs):
@@ -88,13 +92,16 @@ def lower(graph: fx.GraphModule, shapes: Shapes, known: Programs) -> fx.GraphMod
 
 
 class LoweredMaps(nn.Module):
-    """A program, packed anew whenever one of its parameters has changed."""
+    """A program for maps of a dtype, packed anew whenever one of its parameters has changed."""
 
     def __init__(
-        self, make: Callable[[], tuple[list[MapStep], list[int], int]], owners: Sequence[nn.Module]
+        self,
+        make: Callable[[], tuple[list[MapStep], list[int], int]],
+        owners: Sequence[nn.Module],
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        self._make = make
+        self._make, self._dtype = make, dtype
         tensors: list[tuple[dict[str, Any], str]] = [
             (values, name)
             for owner in owners
@@ -130,7 +137,8 @@ class LoweredMaps(nn.Module):
         # Of those made in inference mode nobody counts the changes.
         counted = [tensor for tensor in tensors if not tensor.is_inference()]
         versions = list(map(_VERSION, counted))
-        return _Packed(tensors, counted, versions, pack_map_program(*self._make()))
+        program = pack_map_program(*self._make(), self._dtype)
+        return _Packed(tensors, counted, versions, program)
 
 
 class _Packed(NamedTuple):
@@ -211,7 +219,6 @@ def _kind(
         fits = (
             conv.groups == 1
             and conv.in_channels >= _FEWEST_CHANNELS
-            and conv.weight.dtype == torch.float32
             and all(other == shape for other in added)
         )
         return conv if fits else None
@@ -279,10 +286,10 @@ class _Lowering:
         self.inputs = list(dict.fromkeys(node for node in read if node not in own))
         self.outputs = [node for node in part if any(user not in own for user in node.users)]
 
-    def module(self) -> LoweredMaps:
+    def module(self, dtype: torch.dtype) -> LoweredMaps:
         modules = [module_of(self._graph, node) for node in self._part]
         owners = [_convolution(module) or module for module in modules if module is not None]
-        return LoweredMaps(self._steps, list(dict.fromkeys(owners)))
+        return LoweredMaps(self._steps, list(dict.fromkeys(owners)), dtype)
 
     def _steps(self) -> tuple[list[MapStep], list[int], int]:
         self._values = {node: index for index, node in enumerate(self.inputs)}

@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 
 from anchornet_ext import _extension
 from anchornet_ext.ops import MapWeights, convolve_maps, pack_maps
+from anchornet_ext.ops._calls import MAP_DTYPES
 
 Activation = Literal["none", "relu"]
 
@@ -152,12 +153,13 @@ class PackedConv2d(nn.Conv2d):
         )
 
     def _is_small(self, input: Tensor) -> bool:
-        """Whether `convolve_maps` is the faster: as measured for float32 on AVX-512."""
-        if input.dtype != torch.float32 or self.groups != 1 or self.in_channels < _FEWEST_CHANNELS:
+        """Whether `convolve_maps` is the faster: as measured on AVX-512, in bfloat16 with its
+        products."""
+        if self.groups != 1 or self.in_channels < _FEWEST_CHANNELS:
             return False
         taps = self.kernel_size[0] * self.kernel_size[1]
         # With fewer the sums are started and stored more often than they are added to.
-        if taps * self.in_channels < _LEAST_DEPTH or not has_fast_kernels():
+        if taps * self.in_channels < _LEAST_DEPTH or not has_fast_kernels(input.dtype):
             return False
         rows, columns = self._output_size(input)
         pixels = rows * columns
@@ -278,10 +280,14 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
 
 
 @functools.cache
-def has_fast_kernels() -> bool:
-    """Whether `convolve_maps` was built and has the vectors that it was measured with."""
+def has_fast_kernels(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether `convolve_maps` was built and has the instructions that it was measured with."""
     capability = torch.backends.cpu.get_cpu_capability()
-    return _extension.available() and capability.startswith("AVX512")
+    if dtype not in MAP_DTYPES or not _extension.available():
+        return False
+    return capability.startswith("AVX512") and (
+        dtype == torch.float32 or _extension.has_bfloat_products()
+    )
 
 
 @functools.cache

@@ -138,11 +138,11 @@ class TunedNetwork(nn.Module):
     @property
     def best_batch(self) -> int | None:
         """Of how many images it takes the least time for each on the CPU, if many are not best."""
-        return None if self.is_compiled or self.dtype != torch.float32 else self._graph().best_batch
+        return None if self.is_compiled else self._graph().best_batch
 
     def _graph(self) -> FusedNetwork:
         if self._fused is None:
-            self._fused = FusedNetwork(self.network)
+            self._fused = FusedNetwork(self.network, self.dtype)
         return self._fused
 
     def _run_plain(self, images: Tensor) -> Any:

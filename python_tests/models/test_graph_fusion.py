@@ -123,7 +123,7 @@ def images(*shape: int) -> Tensor:
 @pytest.fixture
 def on_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs for small maps wherever they would be there."""
-    monkeypatch.setattr(fused_network, "has_fast_kernels", lambda: True)
+    monkeypatch.setattr(fused_network, "has_fast_kernels", lambda dtype: True)
 
 
 @pytest.mark.usefixtures("on_avx512")
@@ -235,16 +235,36 @@ def test_a_network_is_one_program_for_images_of_any_size() -> None:
 
 
 @pytest.mark.usefixtures("on_avx512")
-def test_weights_that_change_in_a_program() -> None:
+@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
+def test_programs_in_bfloat16(name: str) -> None:
+    network = build_backbone(name, 7).eval()
+    tuned, x = tune(network, dtype=torch.bfloat16), images(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, plain = network(x), network.bfloat16()(x.bfloat16()).float()
+        got = tuned(x)
+    assert got.dtype == torch.bfloat16
+    # Rounded at fewer places than PyTorch rounds, so not farther from float32 but by chance.
+    error = (got.float() - expected).abs().mean()
+    assert error <= 1.5 * (plain - expected).abs().mean()
+    (*_, program) = programs_of(tuned)
+    assert program._packed is not None
+    assert program._packed.program.weights.dtype == torch.bfloat16
+    assert program._packed.program.parameters.dtype == torch.float32
+
+
+@pytest.mark.usefixtures("on_avx512")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_change_in_a_program(dtype: torch.dtype) -> None:
     network = nn.Sequential(
         nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU(), nn.BatchNorm2d(16)
-    ).eval()
-    tuned, x = tune(network, image_size=(9, 9)), images(2, 16, 9, 9)
+    ).eval().to(dtype)  # fmt: skip
+    tuned, x = tune(network, image_size=(9, 9)), images(2, 16, 9, 9).to(dtype)
 
     def assert_same() -> None:
+        near = {} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
         with torch.no_grad():
             for _ in range(2):
-                torch.testing.assert_close(tuned(x), network(x))
+                torch.testing.assert_close(tuned(x), network(x), **near)
 
     assert_same()
     assert len(programs_of(tuned)) == 1
@@ -252,7 +272,7 @@ def test_weights_that_change_in_a_program() -> None:
         part.load_state_dict({key: value / 2 for key, value in part.state_dict().items()})
     assert_same()
     for part in (network, tuned.network):
-        part[2].weight = nn.Parameter(torch.ones(16, 16, 1, 1), requires_grad=False)
+        part[2].weight = nn.Parameter(torch.ones_like(part[2].weight), requires_grad=False)
         part[2].bias = None
     assert_same()
 

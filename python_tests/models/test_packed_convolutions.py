@@ -22,6 +22,7 @@ from anchornet_ext.models.packed_convolutions import (
     _has_kernels,
     pack_convolutions,
 )
+from anchornet_ext.ops._calls import MAP_DTYPES
 
 pytestmark = pytest.mark.skipif(
     not _has_kernels(torch.float32), reason="this PyTorch was built without oneDNN"
@@ -181,7 +182,7 @@ def test_what_is_left_alone() -> None:
 @pytest.fixture
 def on_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package's own convolutions wherever they would be there, and nowhere else."""
-    monkeypatch.setattr(packed_convolutions, "has_fast_kernels", lambda: True)
+    monkeypatch.setattr(packed_convolutions, "has_fast_kernels", MAP_DTYPES.__contains__)
 
 
 def of_maps(module: PackedConv2d) -> bool:
@@ -193,6 +194,7 @@ def of_maps(module: PackedConv2d) -> bool:
 @given(st.data())
 def test_small_maps_give_the_same_results(data: st.DataObject) -> None:
     kernel = data.draw(st.sampled_from([1, 3, (1, 3), 4]))
+    dtype = data.draw(st.sampled_from(MAP_DTYPES))
     plain, packed = pair(
         data.draw(st.sampled_from([256, 300])),
         data.draw(st.integers(1, 80)),
@@ -201,10 +203,13 @@ def test_small_maps_give_the_same_results(data: st.DataObject) -> None:
         padding=data.draw(st.sampled_from([0, 2, (1, 0)])),
         dilation=data.draw(st.integers(1, 2)),
         bias=data.draw(st.booleans()),
+        dtype=dtype,
     )
     batch, height, width = (data.draw(st.integers(1, n)) for n in (9, 3, 3))
-    x = images(batch, plain.in_channels, height + 6, width + 6, last=data.draw(st.booleans()))
-    assert_same(packed, plain, x)
+    last = data.draw(st.booleans())
+    x = images(batch, plain.in_channels, height + 6, width + 6, last=last, dtype=dtype)
+    assert_same(packed, plain, x, bound=1e-5 if dtype == torch.float32 else 1e-2)
+    assert of_maps(packed)
 
 
 @pytest.mark.usefixtures("on_avx512")
@@ -222,7 +227,7 @@ def test_maps_are_small_or_not(channels: int, size: int, batch: int, own: bool) 
 
 @pytest.mark.usefixtures("on_avx512")
 def test_what_small_maps_leave_to_others() -> None:
-    for options in ({"groups": 2}, {"dtype": torch.bfloat16}):
+    for options in ({"groups": 2}, {"dtype": torch.float16}):
         plain, packed = pair(256, 24, 3, padding=1, **options)
         x = images(2, 256, 6, 6, dtype=plain.weight.dtype)
         assert_same(packed, plain, x, bound=2e-2)
@@ -257,7 +262,7 @@ def test_weights_of_small_maps_that_change() -> None:
 
 
 def test_each_order_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_convolutions, "has_fast_kernels", lambda: False)
+    monkeypatch.setattr(packed_convolutions, "has_fast_kernels", lambda dtype: False)
     network = build_backbone("resnet18", 10).eval()
     count = pack_convolutions(network)
     assert count == 20
