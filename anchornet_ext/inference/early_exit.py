@@ -20,6 +20,7 @@ from .exit_state import ExitState, to_device
 from .lookahead import Lookahead, checked_lookahead, patches_together
 from .passes import (
     Passes,
+    Places,
     available_patches,
     channels_last,
     check_image_size,
@@ -121,37 +122,88 @@ def classify(
         TypeError: images are neither uint8 nor, outside of autocast, in AnchorNet's dtype.
     """
     check_images(classifier, images, uint8=True)
-    passes = plain_passes(classifier, (images.shape[2], images.shape[3]))
-    num_patches = available_patches(classifier, passes.image_size)
-    rules = exit_rules(classifier, num_patches, thresholds, exit_at, policy)
+    modules = classifier.network_modules()
+    plan = _planned(classifier, (images.shape[2], images.shape[3]), thresholds, exit_at, policy)
     sizes = checked_lookahead(lookahead)
-    with torch.no_grad(), evaluating(classifier.network_modules()):
-        return _classify(classifier, images, passes, rules, sizes)
+    with torch.no_grad(), evaluating(modules):
+        return _classify(classifier, images, plan, sizes)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What does not depend on the images but on their size.
+
+    Attributes:
+        rules: when they leave.
+        passes: the networks.
+        macs: what leaving at exit 1, ..., T costs.
+        full_macs: what leaving at the last exit that there is costs.
+        map_size: (h, w) of an activation map.
+    """
+
+    rules: ExitRules
+    passes: Passes
+    macs: tuple[int, ...]
+    full_macs: int
+    map_size: tuple[int, int]
+
+
+def _planned(
+    classifier: TwoStageClassifier,
+    image_size: tuple[int, int],
+    thresholds: Sequence[float] | None,
+    exit_at: int | None,
+    policy: ExitPolicy | None,
+) -> _Plan:
+    """The plan for a call, or that of the last call if nothing has changed since then.
+
+    Making one takes as long as a fifth of a small network's pass over an image.
+    """
+    if thresholds is not None:
+        thresholds = tuple(thresholds)
+    iou = classifier.iou_threshold
+    key = (
+        image_size,
+        thresholds,
+        exit_at,
+        policy,
+        classifier.policy,
+        classifier.num_patches,
+        iou if isinstance(iou, (int, float)) else tuple(iou),
+        classifier.glance_size,
+        classifier.criterion,
+    )
+    # A threshold that is no plain number, a tensor say, could change.
+    plain = thresholds is None or all(type(value) in (float, int) for value in thresholds)
+    last = classifier.last_plan
+    if plain and last is not None and last[0] == key:
+        plan: _Plan = last[1]
+        return plan
+    passes = plain_passes(classifier, image_size)
+    num_patches = available_patches(classifier, image_size)
+    rules = exit_rules(classifier, num_patches, thresholds, exit_at, policy)
+    macs = classifier.macs_per_exit(image_size)
+    plan = _Plan(rules, passes, macs, macs[num_patches], map_size(classifier, image_size))
+    if plain:
+        classifier.last_plan = key, plan
+    return plan
 
 
 def _classify(
-    classifier: TwoStageClassifier,
-    images: Tensor,
-    passes: Passes,
-    rules: ExitRules,
-    sizes: Sequence[int] = (1,),
+    classifier: TwoStageClassifier, images: Tensor, plan: _Plan, sizes: Sequence[int] = (1,)
 ) -> Classification:
     batch = len(images)
     device = images.device
-    macs = classifier.macs_per_exit(passes.image_size)
+    rules, passes = plan.rules, plan.passes
     # Bytes stay bytes until a pass takes them in: the glance a small picture, the focus network
     # patches, and AnchorNet those images that it sees.
     normalisation = classifier.normalisation() if images.dtype == torch.uint8 else {}
     dtype = torch.promote_types(normalisation.get("dtype", images.dtype), torch.float32)
     state = ExitState(batch, classifier.num_classes, rules, dtype, device)
-    planned = torch.full((batch, rules.num_exits - 1, 2), -1, dtype=torch.int64, device=device)
-    anchor_label = planned.new_full((batch,), -1)  # (B,)
-    map_shape = (0, *map_size(classifier, passes.image_size))
-    activation_map = torch.empty(map_shape, dtype=dtype, device=device)  # (A, h, w)
-    anchor_ran = planned.new_empty(0)  # (A,)
+    seen = _Places(batch, rules.num_exits, device)
 
     active = torch.arange(batch, device=device)
-    cost = list(macs)  # of an image by its exit
+    cost = list(plan.macs)  # of an image by its exit
     step, turn = 1, 0
     while step <= rules.last and len(active) > 0:
         if step == 1:
@@ -160,38 +212,99 @@ def _classify(
         else:
             if step == 2:
                 places = passes.localise(_whole_images(images, active, normalisation))
-                anchor_ran, activation_map = active, places.activation_map
-                anchor_label[active] = places.class_index
-                planned[active, : places.top_left.shape[1]] = places.top_left
+                seen.note(active, places)
             size = patches_together(rules, step, len(active), sizes, turn)
             turn += 1
-            seen = planned[active, step - 2 : step - 2 + size]  # (A, size, 2)
             patches = gather_patches(
                 images,
-                seen.transpose(0, 1).reshape(-1, 2),
+                seen.of_inputs(active, step, size),
                 classifier.patch_size,
-                image_index=active.repeat(size),
+                image_index=active.repeat(size) if size > 1 else active,
                 memory_format=torch.channels_last,
                 **normalisation,
             )  # (size A, 3, K, K), step by step
             logits = passes.focus(patches)
         check_logits(classifier, logits, "glance" if step == 1 else "focus")
         for exit_step in range(step, step + size):
-            cost[exit_step - 1] = macs[step + size - 2]
+            cost[exit_step - 1] = plan.macs[step + size - 2]
         active = _decide(state, rules, active, logits.reshape(size, len(active), -1), step)
         step += size
 
     answers = state.answers()
-    used = torch.arange(1, rules.num_exits, device=device) < answers.exit_step[:, None]  # (B, T-1)
+    common = state.common_step
+    if common is None:
+        macs = to_device(torch.tensor(cost), device)[answers.exit_step - 1]
+    else:
+        macs = torch.full_like(answers.exit_step, cost[common - 1])
+    empty = answers.label.new_empty(0)
     return Classification(
         **answers._asdict(),
-        top_left=torch.where(used[:, :, None], planned, -1),
-        anchor_label=anchor_label,
-        activation_map=activation_map,
-        anchor_ran=anchor_ran,
-        macs=to_device(torch.tensor(cost), device)[answers.exit_step - 1],
-        full_macs=macs[available_patches(classifier, passes.image_size)],  # exit 1 + num_patches
+        top_left=seen.used(answers.exit_step, common),
+        anchor_label=seen.anchor_label(),
+        activation_map=(
+            torch.empty((0, *plan.map_size), dtype=dtype, device=device)
+            if seen.activation_map is None
+            else seen.activation_map
+        ),
+        anchor_ran=empty if seen.rows is None else seen.rows,
+        macs=macs,
+        full_macs=plan.full_macs,
     )
+
+
+class _Places:
+    """Where AnchorNet says to look, once it has been asked.
+
+    Attributes:
+        rows: (A,), the images that it saw.
+        activation_map: (A, h, w).
+    """
+
+    def __init__(self, batch: int, num_exits: int, device: torch.device) -> None:
+        self._batch = batch
+        self._patches = num_exits - 1
+        self._device = device
+        self.rows: Tensor | None = None
+        self.activation_map: Tensor | None = None
+        self._label: Tensor | None = None  # (B,)
+        self._top_left: Tensor | None = None  # (B, T - 1, 2)
+
+    def note(self, rows: Tensor, places: Places) -> None:
+        """What it says of the images `rows`."""
+        self.rows, self.activation_map = rows, places.activation_map
+        found = places.top_left
+        if len(rows) == self._batch and found.shape[1] == self._patches:
+            self._label, self._top_left = places.class_index, found
+            return
+        self._label, self._top_left = self._nothing(), self._nothing(self._patches, 2)
+        self._label[rows] = places.class_index
+        self._top_left[rows, : found.shape[1]] = found
+
+    def of_inputs(self, rows: Tensor, step: int, size: int) -> Tensor:
+        """(size A, 2): those of the images `rows` for `size` inputs from `step` on, by inputs."""
+        assert self._top_left is not None
+        if len(rows) == self._batch:
+            wanted = self._top_left[:, step - 2 : step - 2 + size]
+        else:
+            wanted = self._top_left[rows, step - 2 : step - 2 + size]
+        return wanted.transpose(0, 1).reshape(-1, 2)
+
+    def anchor_label(self) -> Tensor:
+        """(B,), -1 for images that it did not see."""
+        return self._nothing() if self._label is None else self._label
+
+    def used(self, exit_step: Tensor, common: int | None) -> Tensor:
+        """(B, T - 1, 2), -1 behind an image's exit; `common` is the exit if all left at one."""
+        if self._top_left is None:
+            return self._nothing(self._patches, 2)
+        if common == self._patches + 1:
+            return self._top_left
+        used = torch.arange(1, self._patches + 1, device=self._device) < exit_step[:, None]
+        return torch.where(used[:, :, None], self._top_left, -1)
+
+    def _nothing(self, *shape: int) -> Tensor:
+        size = (self._batch, *shape)
+        return torch.full(size, -1, dtype=torch.int64, device=self._device)
 
 
 def _decide(
@@ -199,15 +312,17 @@ def _decide(
 ) -> Tensor:
     """Lets images leave after the inputs from `step` on, (size, A, n), and returns who stays."""
     group = active
-    for current, said in enumerate(logits, start=step):
+    for current, said in enumerate(logits.unbind(), start=step):
         if len(active) < len(group):
             row = torch.empty(len(state), dtype=torch.int64, device=active.device)
             row[group] = torch.arange(len(group), device=active.device)
             said = said[row[active]]
-        decided = state.add(active, said, current)
+        decided = state.add(active, said, current, whole=len(active) == len(state))
         if rules.can_leave(current) and current < rules.last:
-            active = decided.active[: read_count(decided.num_active)]
-            if len(active) == 0:
+            staying = read_count(decided.num_active)
+            if staying < len(active):
+                active = decided.active[:staying]
+            if staying == 0:
                 break
     return active
 
@@ -242,7 +357,7 @@ def check_images(classifier: TwoStageClassifier, images: Tensor, *, uint8: bool 
             f"images must be floating point and normalised (see Preprocessing)"
             f"{', or uint8' if uint8 else ''}, got {images.dtype}"
         )
-    dtype = next(classifier.anchor.parameters()).dtype
+    dtype = classifier.anchor.classifier.weight.dtype
     differs = images.is_floating_point() and images.dtype != dtype
     if differs and not torch.is_autocast_enabled(images.device.type):
         raise TypeError(

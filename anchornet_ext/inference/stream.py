@@ -75,8 +75,8 @@ def stream(
             a key (for several: a sequence or tensor of keys), which comes back with the result. An
             exception object in the place of an image becomes this image's result, as an image of
             a wrong shape or type does. If `source` itself raises, the images before are classified,
-            and then the exception comes out of this iterator. What it gave must not change before it
-            is asked for its next item; then the memory may be used again.
+            and then the exception comes out of this iterator. What it gave must not change until
+            it is asked for its next item; then the memory may be used again.
         batch: images in a pass.
         slots: how many images can be under way, at least `batch`; None is 4 batches. From
             3 (batch - 1) + 1 on, all passes but the last ones are whole.

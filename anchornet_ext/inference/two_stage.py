@@ -112,6 +112,12 @@ class TwoStageClassifier(nn.Module):
             self.thresholds = tuple(thresholds)
         self._tree: ModuleTree | None = None
         self._macs: dict[tuple[str, tuple[int, int]], int] = {}  # of the networks in `_tree`
+        #: What `early_exit.classify` last worked out for these networks, and from what.
+        self.last_plan: tuple[object, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The plan is for these very networks, and not for those of a copy.
+        return {**self.__dict__, "last_plan": None}
 
     @property
     def num_classes(self) -> int:
@@ -195,7 +201,7 @@ class TwoStageClassifier(nn.Module):
 
         mean and std, 3 numbers each, and dtype.
         """
-        dtype = next(self.anchor.parameters()).dtype
+        dtype = self.anchor.classifier.weight.dtype
         return {"mean": self.preprocessing.mean, "std": self.preprocessing.std, "dtype": dtype}
 
     def macs_per_exit(self, image_size: tuple[int, int] | None = None) -> tuple[int, ...]:
@@ -227,6 +233,7 @@ class TwoStageClassifier(nn.Module):
         if self._tree is None or not self._tree.is_of(roots):
             self._tree = ModuleTree(roots)
             self._macs = {}
+            self.last_plan = None
         return self._tree.modules
 
     def fold(self) -> TwoStageClassifier:

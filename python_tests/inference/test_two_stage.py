@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from tiny_networks import CLASSES, TinyNetwork, noise, tiny_classifier
 from torch import nn
 
-from anchornet_ext.inference import two_stage
+from anchornet_ext.inference import TwoStageClassifier, two_stage
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
 
@@ -86,6 +87,64 @@ def test_cost_follows_every_change_of_the_networks() -> None:
     twin = copy.deepcopy(model)
     twin.focus = TinyNetwork()
     assert twin.macs_per_exit((128, 128)) != model.macs_per_exit((128, 128))
+
+
+def test_what_classify_worked_out_is_not_used_after_a_change() -> None:
+    """Every setting may change between two calls, and the second one follows."""
+    images = noise(5, (112, 120), seed=2)
+
+    def agrees(model: TwoStageClassifier, **options: Any) -> None:
+        fresh = tiny_classifier()
+        fresh.load_state_dict(model.state_dict())
+        for name in ("num_patches", "iou_threshold", "glance_size", "criterion", "policy"):
+            setattr(fresh, name, getattr(model, name))
+        for _ in range(2):  # the second time as it was worked out the first time
+            got, expected = model.classify(images, **options), fresh.classify(images, **options)
+            for name, value in vars(expected).items():
+                if isinstance(value, torch.Tensor):
+                    torch.testing.assert_close(getattr(got, name), value, equal_nan=True, msg=name)
+                else:
+                    assert getattr(got, name) == value, name
+
+    model = tiny_classifier()
+    agrees(model)
+    model.policy = ExitPolicy((0.3,) * 4, answer="surest")
+    agrees(model)
+    agrees(model, exit_at=2)
+    agrees(model, exit_at=3)
+    agrees(model, thresholds=[0.3, 0.4, 0.5, 0.6])
+    agrees(model, thresholds=(0.2, 0.4, 0.5, 0.6))
+    agrees(model, policy=ExitPolicy((0.2,) * 4, (2.0,) * 5))
+    changing = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    agrees(model, thresholds=changing)
+    agrees(model, thresholds=changing.fill_(0.9))
+    model.criterion = "probabilities"
+    agrees(model)
+    model.iou_threshold = [0.1, 0.2, 0.3, 0.4]
+    agrees(model)
+    assert isinstance(model.iou_threshold, list)
+    model.iou_threshold[1] = 0.9
+    agrees(model)
+    model.glance_size = 50
+    agrees(model)
+    model.policy = None
+    model.iou_threshold, model.num_patches = 0.3, 2
+    agrees(model)
+
+
+def test_a_copy_classifies_with_its_own_networks() -> None:
+    model = tiny_classifier()
+    images = noise(3, (112, 120), seed=2)
+    before = model.classify(images).probabilities
+    twins = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    for parameter in model.parameters():
+        parameter.data = torch.zeros_like(parameter)
+    for twin in twins:
+        torch.testing.assert_close(twin.classify(images).probabilities, before)
+        # So does one that is given another network after that.
+        twin.focus = TinyNetwork()
+        expected = twin.anytime_logits(images)[-1].softmax(dim=1)
+        torch.testing.assert_close(twin.classify(images).probabilities, expected)
 
 
 def test_cost_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
