@@ -225,6 +225,19 @@ def test_registered_as_it_is() -> None:
     torch.library.opcheck(RUN, (images, packed.weights, list(packed.settings)))
 
 
+def test_compiles_as_one_graph() -> None:
+    weights = Weights(6)
+    packed = ops.pack_layers([weights.convolution(3, 8, 3, 2), weights.block(8, 20, 8, 3)])
+    images = weights.draw(2, 3, 30, 21)
+
+    def run(images: Tensor) -> Tensor:
+        return ops.inverted_residuals(images * 2, packed).relu()
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), run(images))
+
+
 def test_layers_that_do_not_fit() -> None:
     weights = Weights(5)
     good = weights.block(8, 20, 8, squeezed=3, residual=True)
