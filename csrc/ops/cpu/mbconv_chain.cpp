@@ -14,6 +14,7 @@
 
 #include "common/parallel.h"
 #include "ops/cpu/mbconv/packed.h"
+#include "ops/cpu/mbconv/point_product.h"
 
 namespace anchornet::mbconv {
 namespace {
@@ -147,22 +148,6 @@ void convolve_deep(const Kernels& k, const Block& block, const Source& x, int64_
   }
 }
 
-// y (outputs) = weight x + bias, for one vector.
-void linear(const Kernels& k, const float* x, int64_t inputs, const float* weight,
-            const float* bias, int64_t outputs, float* y) {
-  const int64_t start = 0;
-  Product job{};
-  job.rows = job.pixels = job.segments = 1;
-  job.x = x;
-  job.depth = inputs;
-  job.segment_offset = &start;
-  job.weight = weight;
-  job.bias = bias;
-  job.channels = outputs;
-  job.y = y;
-  k.product(job);
-}
-
 // The channel gates, from scratch.sums, and the weights of the last convolution times the gates.
 void excite(const Kernels& k, const Block& block, Scratch& scratch) {
   const BlockShape& s = block.shape;
@@ -177,9 +162,11 @@ void excite(const Kernels& k, const Block& block, Scratch& scratch) {
     for (int64_t c = 0; c < p.channels; ++c) mean[c] += sum[c];
   }
   for (int64_t c = 0; c < p.channels; ++c) mean[c] *= scale;
-  linear(k, mean, s.channels, p.part[kSqueezeWeight], p.part[kSqueezeBias], p.squeezed, squeezed);
+  k.product(point_product(mean, s.channels, 1, s.channels, p.part[kSqueezeWeight],
+                          p.part[kSqueezeBias], p.squeezed, squeezed));
   k.silu(squeezed, p.squeezed);
-  linear(k, squeezed, s.squeezed, p.part[kExciteWeight], p.part[kExciteBias], p.channels, gate);
+  k.product(point_product(squeezed, s.squeezed, 1, s.squeezed, p.part[kExciteWeight],
+                          p.part[kExciteBias], p.channels, gate));
   k.sigmoid(gate, p.channels);
   k.scale(p.part[kProjectWeight], gate, s.channels, p.out_channels, scratch.weight);
 }
@@ -189,22 +176,13 @@ void project(const Kernels& k, const Block& block, const Source& x, bool centre_
              int64_t end, const Scratch& scratch, float* y) {
   const BlockShape& s = block.shape;
   const PackedBlock& p = block.packed;
-  const int64_t start = 0;
-  Product job{};
+  const int64_t pixel = begin * s.deep_width;
+  Product job = point_product(scratch.deep + pixel * p.channels, p.channels, s.deep_width,
+                              s.channels, scratch.weight, p.part[kProjectBias], p.out_channels,
+                              y + pixel * p.out_channels);
   job.rows = end - begin;
-  job.pixels = s.deep_width;
-  job.x = scratch.deep + begin * s.deep_width * p.channels;
   job.x_row = s.deep_width * p.channels;
-  job.x_pixel = p.channels;
-  job.segments = 1;
-  job.depth = s.channels;
-  job.segment_offset = &start;
-  job.weight = scratch.weight;
-  job.bias = p.part[kProjectBias];
-  job.channels = p.out_channels;
-  job.y = y + begin * s.deep_width * p.out_channels;
   job.y_row = s.deep_width * p.out_channels;
-  job.y_pixel = p.out_channels;
   if (s.skip) {
     job.add = x.data + begin * x.row + (centre_skip ? x.row + x.pixel : 0);
     job.add_row = x.row;
