@@ -16,7 +16,7 @@ using mbconv::round_up;
 constexpr int64_t kWholeMap = 48 << 10;
 constexpr int64_t kBand = 24 << 10;
 // Floats of the maps of all images that are gone through together.
-constexpr int64_t kTogether = 160 << 10;
+constexpr int64_t kTogether = 320 << 10;
 
 // Where the packed parts of a layer begin.
 struct Weights {
