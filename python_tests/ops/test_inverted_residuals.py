@@ -179,6 +179,22 @@ def test_an_image_does_not_depend_on_the_others_or_the_threads(threads: int) -> 
     assert torch.equal(together, expected)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_share_the_weights_of_few_pixels(threads: int) -> None:
+    weights = Weights(4)
+    convolutions = [weights.convolution(70, 400, activation="silu"), weights.convolution(400, 130)]
+    layers, images = ops.pack_layers(convolutions), weights.draw(40, 70, 1, 1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        shared = ops.inverted_residuals(images, layers)
+        assert_equals_reference(images, convolutions)
+        torch.set_num_threads(1)
+        assert torch.equal(shared, ops.inverted_residuals(images, layers))
+    finally:
+        torch.set_num_threads(before)
+
+
 _ON_ANOTHER_INSTRUCTION_SET = """
 import sys
 sys.path.insert(0, {folder!r})

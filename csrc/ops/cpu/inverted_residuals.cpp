@@ -146,8 +146,8 @@ Tensor inverted_residuals(const Tensor& given, const Tensor& weights,
   Tensor output = new_tensor(given, {count, last.out_channels, last.out_height, last.out_width},
                              ScalarType::Float, true);
   if (count == 0) return output;
-  // With fewer images than threads, they share each.
-  const bool shared = count < static_cast<int64_t>(torch::stable::get_num_threads());
+  const bool shared =
+      shares_images(stages, count, static_cast<int64_t>(torch::stable::get_num_threads()));
   const std::vector<Phase> phases = make_phases(stages, count, shared);
   const Run run(stages, phases, given.const_data_ptr<float>(),
                 given.size(1) * given.size(2) * given.size(3), shared);

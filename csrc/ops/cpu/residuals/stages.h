@@ -115,6 +115,17 @@ inline Stage make_stage(const Layer& layer, int64_t in_pixel, int64_t width, Par
   return s;
 }
 
+// Whether threads share every image instead of having their own: where there are fewer images than
+// threads, and where there are so few pixels that reading the weights takes longest, of which each
+// thread then reads a part.
+inline bool shares_images(const std::vector<Stage>& stages, int64_t count, int64_t threads) {
+  constexpr int64_t kFewPixels = 64;
+  if (count < threads) return true;
+  return threads > 1 && std::all_of(stages.begin(), stages.end(), [count](const Stage& s) {
+           return !s.layer.is_block() && !s.gathers() && count * s.out_pixels() <= kFewPixels;
+         });
+}
+
 // Layers that are gone through with as many images at a time; `group` images are what the next
 // ones take, or all.
 struct Phase {
