@@ -167,11 +167,12 @@ def _runs_of(graph: fx.GraphModule, shapes: Shapes) -> Iterator[list[fx.Node]]:
 
 def _is_worth_it(graph: fx.GraphModule, part: Sequence[fx.Node]) -> bool:
     return len(part) >= _FEWEST_OPERATIONS and any(
-        _convolution(module_of(graph, node)) is not None for node in part
+        convolution_of(module_of(graph, node)) is not None for node in part
     )
 
 
-def _convolution(module: nn.Module | None) -> PackedConv2d | None:
+def convolution_of(module: nn.Module | None) -> PackedConv2d | None:
+    """The convolution that a module is, fused with others or not."""
     if isinstance(module, FusedConvolution):
         return module.conv
     return module if isinstance(module, PackedConv2d) else None
@@ -211,7 +212,7 @@ def _kind(
         of_one = node.target is functional.adaptive_avg_pool2d and len(node.args) == 2
         return _MEAN if of_one and node.args[1] in (1, (1, 1)) and not node.kwargs else None
     module = module_of(graph, node)
-    conv = _convolution(module)
+    conv = convolution_of(module)
     if conv is not None:
         shape = shapes[node]
         assert shape is not None
@@ -288,7 +289,7 @@ class _Lowering:
 
     def module(self, dtype: torch.dtype) -> LoweredMaps:
         modules = [module_of(self._graph, node) for node in self._part]
-        owners = [_convolution(module) or module for module in modules if module is not None]
+        owners = [convolution_of(module) or module for module in modules if module is not None]
         return LoweredMaps(self._steps, list(dict.fromkeys(owners)), dtype)
 
     def _steps(self) -> tuple[list[MapStep], list[int], int]:

@@ -252,6 +252,15 @@ def test_programs_in_bfloat16(name: str) -> None:
     assert program._packed.program.parameters.dtype == torch.float32
 
 
+@pytest.mark.parametrize(("dtype", "fused"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_depthwise_networks_keep_their_modules_in_bfloat16(dtype: torch.dtype, fused: bool) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16))
+    tuned, x = tune(network, dtype=dtype), images(1, 3, 9, 9).to(dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(tuned(x), network.to(dtype)(x), rtol=2e-2, atol=2e-2)
+    assert (graph_of(tuned) is not None) == fused
+
+
 @pytest.mark.usefixtures("on_avx512")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_that_change_in_a_program(dtype: torch.dtype) -> None:
