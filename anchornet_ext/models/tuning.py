@@ -158,11 +158,12 @@ class TunedNetwork(nn.Module):
 
 
 class _Compiled:
-    """A network through `torch.compile`, with at most three compilations for images of one size.
+    """A network through `torch.compile`, with few compilations for images of one size.
 
     The first batch is compiled for its shape. Another size of batch is compiled for all, which is
-    as fast on a CPU but takes longer to compile; a batch of 1 is a case of its own to PyTorch. So
-    neither a stream, whose batches have one size, nor a batch that shrinks compiles for ever.
+    as fast on a CPU but takes longer to compile; a batch of 1 is a case of its own to PyTorch, and
+    batches much larger than those before may be. So neither a stream, whose batches have one size,
+    nor a batch that shrinks compiles for ever.
 
     The code is for the number of threads that there are when it is compiled.
     """
@@ -178,12 +179,15 @@ class _Compiled:
         kind = (*images.shape[1:], images.is_inference())
         batch = len(images)
         exact, any_batch = (*kind, batch), (*kind, "any")
-        if exact in self._known or (batch > 1 and any_batch in self._known):
-            return self._compiled(images)
-        if batch > 1 and any(known[:-1] == kind and known[-1] != 1 for known in self._known):
+        if (
+            exact not in self._known
+            and batch > 1
+            and any(known[:-1] == kind and known[-1] != 1 for known in self._known)
+        ):
             exact = any_batch
             images = images.detach()  # the mark is not to stay on the caller's tensor
             torch._dynamo.maybe_mark_dynamic(images, 0)
+        # What is known may be compiled again: PyTorch can take "all" for up to 15, say.
         out = self._compile_and_run(images)
         self._known.add(exact)
         return out

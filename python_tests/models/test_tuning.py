@@ -341,6 +341,25 @@ def test_a_compiled_network_compiles_three_times_at_most(eager_compiler: list[An
     assert max(compiled) == 3
 
 
+class ByBatch(TinyNetwork):
+    """Has code of its own for large batches, as PyTorch's products have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x)
+        return 1 * out if len(x) > 15 else out
+
+
+def test_batches_that_the_code_for_all_is_not_for_are_compiled(eager_compiler: list[Any]) -> None:
+    network = with_statistics(ByBatch())
+    tuned = tune(network, compile=True)
+    # PyTorch's limit is for all networks of one class; others may have used it up.
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for batch in (2, 3, 32, 31, 4):
+            images = noise(batch, (96, 96), seed=batch)
+            assert_close(outputs(tuned, images), outputs(network, images))
+    assert len(eager_compiler) == 3  # 2, those up to 15, and those above
+
+
 def test_the_shape_of_a_stream_is_compiled_once(eager_compiler: list[Any]) -> None:
     model = tiny_classifier(1).tuned(compile=True)
     images = noise(23, (104, 112), seed=3)
