@@ -1,6 +1,6 @@
 """Fills the tables of the pages with what `anchornet bench` measured.
 
-    python benchmarks/doc_tables.py [--check] README.md docs/speed.md
+    python benchmarks/doc_tables.py [--check] README.md docs/speed.md docs/sar.md
 
 A table stands between two comments, the first of which says which one it is:
 
@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tables_of_operators
+import tables_of_sar
 import tables_of_speed
 from measured import Measured
 
@@ -32,7 +33,11 @@ TABLE = re.compile(r"(<!-- table (?P<words>[^>]*?) -->\n).*?(\n<!-- end of table
 
 #: Name of a table -> its lines, from what was measured and the settings behind its name.
 Table = Callable[..., Iterator[str]]
-TABLES: dict[str, Table] = {**tables_of_speed.TABLES, **tables_of_operators.TABLES}
+TABLES: dict[str, Table] = {
+    **tables_of_speed.TABLES,
+    **tables_of_operators.TABLES,
+    **tables_of_sar.TABLES,
+}
 
 
 def filled(text: str, measured: Measured) -> str:

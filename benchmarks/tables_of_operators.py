@@ -46,6 +46,7 @@ def _scatter(label: str, name: str) -> Line:
 
 
 LOOP = ("loop", "loop of slices")
+MODULES = ("modules", "its folded modules")
 LINES = (
     _maps("`class_activation_map`, batch 256, 96 channels, NCHW", 96),
     _maps("the same, channels_last", 96, layout="NHWC"),
@@ -101,8 +102,23 @@ LINES = (
     ),
     Line(
         "`mbconv_chain`: AnchorNet, batch 32",
-        ("modules", "its folded modules"),
+        MODULES,
         {"operator": "mbconv_chain", "batch": 32, "layout": "NHWC", "caches": "cold"},
+    ),
+    Line(
+        "`inverted_residuals`: MobileNetV3-Large at 95 pixels, batch 32",
+        MODULES,
+        {"operator": "inverted_residuals", "batch": 32, "size": 95, "caches": "cold"},
+    ),
+    Line(
+        "`convolve_maps`: 3x3, 512 channels, 3x3 pixels, batch 8, warm",
+        MODULES,
+        {"operator": "convolve_maps", "kernel": 3, "batch": 8, "size": 95},
+    ),
+    Line(
+        "`run_map_program`: ResNet-50's last stage at 95 pixels, batch 8, warm",
+        MODULES,
+        {"operator": "run_map_program", "batch": 8, "size": 95},
     ),
 )
 

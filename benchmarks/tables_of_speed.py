@@ -9,6 +9,7 @@ from measured import Measured
 from anchornet_ext.benchmark.breakdown import PARTS, WHOLE
 from anchornet_ext.benchmark.end_to_end import BACKBONES
 from anchornet_ext.benchmark.rows import Row, Setting
+from anchornet_ext.benchmark.stream import MIXES
 from anchornet_ext.evaluation.units import three_digits
 
 NAMES = dict(zip(BACKBONES, ("ResNet-50", "DenseNet-201", "MobileNetV3-Large"), strict=True))
@@ -103,6 +104,33 @@ def budgets(measured: Measured, threads: str) -> Iterator[str]:
             for way in ("step", "stream")
         ]
         yield f"| {NAMES[backbone]}, {batch:,} images, {budget} | {' | '.join(cells)} |"
+
+
+def stream(measured: Measured, threads: str, **settings: str) -> Iterator[str]:
+    """The stream over its passes alone and over batch by batch, a line for each mix of exits.
+
+    `settings` tell whose: `model=caltech101`, or `backbone=NAME`; and `pixels`.
+    """
+    mixes: dict[str, dict[str, Row]] = {}
+    for _, row in measured.rows("stream", int(threads), **settings):
+        if row.time is not None:
+            mixes.setdefault(str(row.settings["mix"]), {})[row.name] = row
+    yield (
+        "| how images leave | ideal, ms | batch by batch | stream, quartiles | of ideal | "
+        "single images | of ideal |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    for mix in MIXES:
+        if mix not in mixes:
+            continue
+        rows = mixes[mix]
+        alone = [f"{1e3 * _median(rows[name]):.2f}" for name in ("ideal", "step")]
+        cells = [
+            cell
+            for name in ("stream", "stream, single images")
+            for cell in (_milliseconds(rows[name]), f"{rows[name].ratios['ideal']:.2f}")
+        ]
+        yield f"| {mix} | {' | '.join(alone + cells)} |"
 
 
 def breakdown(measured: Measured, backbone: str, batch: str, threads: str) -> Iterator[str]:
@@ -233,6 +261,11 @@ def _fastest_dense(measured: Measured, threads: str, backbone: str, **settings: 
     return f"{time}, {fastest.removeprefix('dense ') if fastest != 'dense' else 'whole batch'}"
 
 
+def _median(row: Row) -> float:
+    assert row.time is not None
+    return row.time.median
+
+
 def _milliseconds(row: Row) -> str:
     assert row.time is not None
     median, low, high = (1e3 * seconds for seconds in row.time)
@@ -252,6 +285,7 @@ TABLES = {
     "compiled": compiled,
     "larger": larger,
     "budgets": budgets,
+    "stream": stream,
     "breakdown": breakdown,
     "memory": memory,
     "localisation": localisation,
