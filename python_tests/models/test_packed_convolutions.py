@@ -209,7 +209,9 @@ def test_small_maps_give_the_same_results(data: st.DataObject) -> None:
     last = data.draw(st.booleans())
     x = images(batch, plain.in_channels, height + 6, width + 6, last=last, dtype=dtype)
     assert_same(packed, plain, x, bound=1e-5 if dtype == torch.float32 else 1e-2)
-    assert of_maps(packed)
+    pixels = plain(x).shape[2:].numel()
+    if pixels <= 36 or (pixels <= 144 and batch * pixels <= 800):  # larger ones need not be
+        assert of_maps(packed)
 
 
 @pytest.mark.usefixtures("on_avx512")
