@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tables_of_speed import breakdown_table
+from tables_of_speed import breakdown_table, promised_and_shown
 
 from anchornet_ext.benchmark.rows import Results, Row
 from anchornet_ext.evaluation.units import three_digits
@@ -104,19 +104,9 @@ def exits(files: Iterable[Results]) -> Iterator[str]:
         yield f"| {where} | {' | '.join(names)} |"
         yield f"|{'---|' * (1 + len(names))}"
         for backbone, rows in backbones.items():
-            cells = [_promised_and_shown(rows.get(name)) for name in names]
+            cells = [promised_and_shown(rows.get(name)) for name in names]
             yield f"| {backbone} | {' | '.join(cells)} |"
         yield ""
-
-
-def _promised_and_shown(row: Row | None) -> str:
-    if row is None:
-        return ""
-    if "share" not in row.facts:
-        return str(row.error)
-    facts = row.facts
-    share = f"{100 * facts['share']:.0f} %"
-    return f"{facts['theoretical']:.2f} / {facts['realised']:.2f} = {share}"
 
 
 def operators(rows: Iterable[Row]) -> Iterator[str]:

@@ -30,7 +30,8 @@ def exits(measured: Measured, threads: str, batch: str, quartiles: str = "yes") 
                 _exit(measured, f"exit {t}{known}", threads, backbone, batch=int(batch))
                 for t in EXITS
             ]
-            yield f"| {label}{', exit known' if known else ''} | {' | '.join(map(_shown, rows))} |"
+            cells = " | ".join(map(promised_and_shown, rows))
+            yield f"| {label}{', exit known' if known else ''} | {cells} |"
             if quartiles == "yes":
                 yield f"| quartiles, % | {' | '.join(map(_quartiles, rows))} |"
 
@@ -47,7 +48,7 @@ def compiled(measured: Measured, threads: str) -> Iterator[str]:
                 continue
             what = "a single image" if batch == 1 else f"batch {batch}"
             dense = _fastest_dense(measured, threads, backbone, **settings)
-            yield f"| {label}, {what} | {dense} | {' | '.join(map(_shown, rows))} |"
+            yield f"| {label}, {what} | {dense} | {' | '.join(map(promised_and_shown, rows))} |"
             yield f"| quartiles, % | | {' | '.join(map(_quartiles, rows))} |"
 
 
@@ -82,7 +83,9 @@ def larger(measured: Measured, threads: str) -> Iterator[str]:
             words += [str(settings[k]) for k in ("dtype",) if k in settings]
             batch = int(settings["batch"])
             words += ["a single image" if batch == 1 else f"batch {batch:,}"]
-            cells = [f"{_shown(row)} ({_quartiles(row)})" if row else "" for row in rows]
+            cells = [
+                f"{promised_and_shown(row)} ({_quartiles(row)})" if row else "" for row in rows
+            ]
             yield f"| {label}, {', '.join(words)} | {dense} | {' | '.join(cells)} |"
 
 
@@ -100,7 +103,7 @@ def budgets(measured: Measured, threads: str) -> Iterator[str]:
     for backbone, batch, budget in sorted(found, key=lambda k: (order.index(k[0]), *k[1:])):
         ways = found[backbone, batch, budget]
         cells = [
-            f"{_shown(ways[way])} ({_quartiles(ways[way])})" if way in ways else ""
+            f"{promised_and_shown(ways[way])} ({_quartiles(ways[way])})" if way in ways else ""
             for way in ("step", "stream")
         ]
         yield f"| {NAMES[backbone]}, {batch:,} images, {budget} | {' | '.join(cells)} |"
@@ -226,10 +229,12 @@ def _exit(
     return None if row is None or "share" not in row.facts else row
 
 
-def _shown(row: Row | None) -> str:
-    """What the multiply-adds promise, what the clock shows, and the share."""
+def promised_and_shown(row: Row | None) -> str:
+    """What the multiply-adds promise, what the clock shows, and the share; or why it failed."""
     if row is None:
         return ""
+    if "share" not in row.facts:
+        return str(row.error)
     promised, shown, share = (float(row.facts[k]) for k in ("theoretical", "realised", "share"))
     return f"{promised:.2f} / {shown:.2f} = {100 * share:.0f} %"
 
