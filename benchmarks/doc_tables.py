@@ -1,6 +1,6 @@
 """Fills the tables of the pages with what `anchornet bench` measured.
 
-    python benchmarks/doc_tables.py [--check] README.md docs/speed.md docs/sar.md
+    python benchmarks/doc_tables.py [--check] README.md docs/*.md
 
 A table stands between two comments, the first of which says which one it is:
 

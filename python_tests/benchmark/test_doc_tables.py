@@ -12,7 +12,8 @@ from anchornet_ext.benchmark.environment import Environment
 from anchornet_ext.benchmark.rows import Results, Row
 from anchornet_ext.evaluation.timing import Timing
 
-PAGES = [BENCHMARKS.parent / page for page in ("README.md", "docs/speed.md", "docs/sar.md")]
+REPOSITORY = BENCHMARKS.parent
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 doc_tables = load_script("doc_tables")
 Measured = doc_tables.Measured
 
