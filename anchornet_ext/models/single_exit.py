@@ -55,6 +55,10 @@ class SingleExit(nn.Module):
         require_normalised_images(images)
         return _Whole(self, images)
 
+    def whole_networks(self, image_size: tuple[int, int]) -> dict[str, tuple[int, int]]:
+        """Names of the submodules that run in one piece, and the (H, W) of what they see."""
+        return {"network": image_size}
+
     def macs_per_exit(self, image_size: tuple[int, int]) -> tuple[int, ...]:
         """(1,) of the whole network, for images (H, W)."""
         if image_size not in self._macs:

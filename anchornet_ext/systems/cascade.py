@@ -65,6 +65,11 @@ class Cascade(nn.Module):
         require_normalised_images(images)
         return CascadeProgress(self, images)
 
+    def whole_networks(self, image_size: tuple[int, int]) -> dict[str, tuple[int, int]]:
+        """Names of the submodules that run in one piece, and the (H, W) of what they see."""
+        small, large = self.sizes
+        return {"small": (small, small), "large": (large, large)}
+
     def macs_per_exit(self, image_size: tuple[int, int]) -> tuple[int, ...]:
         """Of the small network, and of both: images of any size cost the same."""
         if self._macs is None:

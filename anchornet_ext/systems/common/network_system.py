@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from anchornet_ext._options import from_json, to_json
+from anchornet_ext.evaluation.network_exits import NetworkExits
 from anchornet_ext.evaluation.systems import ExitSystem
 from anchornet_ext.models import require_input_size
 from anchornet_ext.training.checkpoint import load_weights
@@ -18,7 +19,6 @@ from anchornet_ext.training.distributed import World
 from anchornet_ext.training.plan import Plan
 
 from . import storage
-from .network_exits import NetworkExits
 from .system import MODEL, System
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,9 @@ from anchornet_ext.policy.exit_policy import ExitPolicy
 class NetworkExits:
     """A network that goes from exit to exit, ready to be evaluated (see `ExitSystem`).
 
-    It is copied to the device and tuned like every network that is timed (`models.tuning.tune`).
+    It is copied to the device and tuned like every network that is timed (`models.tuning.tune`):
+    as a whole, or, where it has `whole_networks(image_size)`, each of those by itself. Operations
+    can be fused in these, which is not possible in one that goes from exit to exit.
 
     Args:
         network: maps images (B, 3, S, S), and begins as `LazyNetwork` says.
@@ -59,7 +62,7 @@ class NetworkExits:
         self.explanation = explanation
         side = preprocessing.crop_size
         self.about: Mapping[str, Any] = {"image_size": side, **(about or {})}
-        tuned: Any = tune(network, image_size=(side, side)).network.to(device)
+        tuned: Any = _tuned(network, (side, side)).to(device)
         self._module: nn.Module = tuned
         self.network: LazyNetwork = tuned
 
@@ -94,6 +97,16 @@ class NetworkExits:
         """
         policy = chosen_policy(self.num_exits, thresholds, exit_at, policy, self.policy)
         return classify(self.network, _channels_last(images), exit_at=exit_at, policy=policy)
+
+
+def _tuned(network: nn.Module, image_size: tuple[int, int]) -> nn.Module:
+    whole: Any = getattr(network, "whole_networks", None)
+    if whole is None:
+        return tune(network, image_size=image_size).network
+    copied = copy.deepcopy(network)
+    for name, size in whole(image_size).items():
+        copied.set_submodule(name, tune(copied.get_submodule(name), image_size=size))
+    return copied
 
 
 def _channels_last(images: Tensor) -> Tensor:
