@@ -31,10 +31,11 @@ from .latency import LatencyReport, PassTimes, measure_passes
 from .listing import Listing, folder_classes, list_images
 from .operating import require_fits
 from .parts import TABLE, read_failures
+from .plain_network import PlainNetwork
 from .report import PAGE, write_report
 from .report_data import ReportData
 from .summary import SUMMARY, said_at_the_end, write_summary
-from .systems import ExitSystem, PlainNetwork, TwoStageSystem
+from .systems import ExitSystem, TwoStageSystem
 from .theme import require_matplotlib
 from .wall_clock import exit_milliseconds, rebuild_plain, time_runs
 

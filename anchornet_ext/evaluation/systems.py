@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anchornet_ext._extension import require_device
 from anchornet_ext.data.transforms import Preprocessing
-from anchornet_ext.inference import TwoStageClassifier, lazy_exits
+from anchornet_ext.inference import TwoStageClassifier
 from anchornet_ext.inference.early_exit import evaluating
 from anchornet_ext.inference.passes import available_patches, check_logits
 from anchornet_ext.inference.policies import patch_locations
 from anchornet_ext.inference.storage import checksum, read_config, resolve
-from anchornet_ext.models import build_backbone, count_macs, require_input_size
-from anchornet_ext.models.backbones import pretrained_classes
-from anchornet_ext.models.single_exit import SingleExit
-from anchornet_ext.models.tuning import tune
 from anchornet_ext.ops import gather_patches
 from anchornet_ext.policy.exit_policy import ExitPolicy
-from anchornet_ext.training.checkpoint import load_weights
 
 
 class Answers(Protocol):
@@ -272,117 +265,3 @@ class TwoStageSystem:
                 return logits.cumsum(dim=0)
             inputs = torch.arange(1, len(logits) + 1, device=logits.device)[:, None, None]
             return (logits.softmax(dim=-1).cumsum(dim=0) / inputs).log()
-
-
-class PlainNetwork:
-    """A plain classification network: one exit, after the whole image (see `ExitSystem`).
-
-    It is copied to the device and tuned in the same way as the two-stage classifier's networks (see
-    `models.tuning.tune`), so that the two can be compared by the clock.
-
-    Args:
-        network: (B, 3, S, S) -> (B, n).
-        name: see `ExitSystem`.
-        preprocessing: how a photo becomes its input; its crop is S.
-        class_names: its n classes, in the order of the logits.
-        device: where it runs.
-        about: added to what is said of it.
-
-    Raises:
-        ValueError: the network does not take images of that size.
-    """
-
-    num_exits = 1
-    temperature_scales = True
-    costs_vary = False
-    policy: ExitPolicy | None = None
-
-    def __init__(
-        self,
-        network: nn.Module,
-        name: str,
-        preprocessing: Preprocessing,
-        class_names: Sequence[str],
-        device: torch.device | str = "cpu",
-        about: Mapping[str, Any] | None = None,
-    ) -> None:
-        side = preprocessing.crop_size
-        require_input_size(network, side)
-        self.device = torch.device(device)
-        self.name = name
-        self.preprocessing = preprocessing
-        self.class_names: Sequence[str] = tuple(class_names)
-        self.num_classes = len(self.class_names)
-        # Of the weights as they were trained, which tuning rounds.
-        self.checksum = _checksum(network, preprocessing)
-        self.about: Mapping[str, Any] = {"image_size": side, **(about or {})}
-        self._macs = count_macs(network, (3, side, side))
-        self.network: nn.Module = tune(network, image_size=(side, side)).to(self.device)
-        self._exits = SingleExit(self.network, self.num_classes, name).eval()
-
-    @classmethod
-    def load(
-        cls,
-        backbone: str,
-        class_names: Sequence[str],
-        preprocessing: Preprocessing,
-        *,
-        weights: Path | None = None,
-        pretrained: bool = False,
-        device: torch.device | str = "cpu",
-    ) -> PlainNetwork:
-        """A backbone with trained weights: of a safetensors file, or the published ones.
-
-        Raises:
-            ValueError: an unknown backbone, weights that do not fit it and its classes, published
-                weights of another number of classes, or neither weights nor published ones.
-            RuntimeError: the published weights could not be downloaded.
-        """
-        if (weights is not None) == pretrained:
-            raise ValueError(f"{backbone} needs weights: either a file or the published ones")
-        if pretrained and (published := pretrained_classes(backbone)) != len(class_names):
-            raise ValueError(
-                f"the published weights of {backbone} are for {published} classes, there are "
-                f"{len(class_names)} here"
-            )
-        network = build_backbone(backbone, len(class_names), pretrained)
-        if weights is not None:
-            load_weights(network, weights)
-        about = {
-            "backbone": backbone,
-            "weights": "published" if weights is None else str(weights),
-        }
-        name = f"{backbone} at {preprocessing.crop_size}"
-        return cls(network, name, preprocessing, class_names, device, about)
-
-    def macs_per_exit(self) -> tuple[int, ...]:
-        """The whole network's, counted."""
-        return (self._macs,)
-
-    def classify(
-        self,
-        images: Tensor,
-        thresholds: Sequence[float] | None = None,
-        exit_at: int | None = None,
-        *,
-        policy: ExitPolicy | None = None,
-    ) -> Answers:
-        """All images go to the one exit there is."""
-        images = images.contiguous(memory_format=torch.channels_last)
-        return lazy_exits.classify(self._exits, images, thresholds, exit_at, policy=policy)
-
-    def anytime_logits(self, images: Tensor) -> Tensor:
-        """The network's logits, (1, B, n)."""
-        with torch.no_grad():
-            logits: Tensor = self._exits(images.contiguous(memory_format=torch.channels_last))
-        return logits.float()
-
-
-def _checksum(network: nn.Module, preprocessing: Preprocessing) -> str:
-    """Of the architecture's weights, bit by bit, and of how photos are prepared."""
-    digest = hashlib.sha256(repr((type(network).__name__, preprocessing)).encode())
-    for key, value in network.state_dict().items():
-        plain = value.detach().cpu().contiguous()
-        digest.update(f"{key} {plain.dtype} {tuple(plain.shape)}".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

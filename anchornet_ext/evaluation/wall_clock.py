@@ -17,8 +17,9 @@ from anchornet_ext.policy.exit_table import ExitTable
 
 from .latency import PlainRun, measure_runs
 from .listing import Listing
+from .plain_network import PlainNetwork
 from .report_data import Latency
-from .systems import ExitSystem, PlainNetwork, TwoStageSystem
+from .systems import ExitSystem, TwoStageSystem
 from .timing import interleaved_median
 
 #: Rounds of the measurement.
@@ -135,7 +136,7 @@ def time_runs(
     run = None
     if plain is not None:
         whole = plain.preprocessing.normalise(torch.stack([crops[k][1] for k in order]))
-        run = PlainRun(plain.name, plain.network, whole, plain.macs_per_exit()[0])
+        run = PlainRun(plain.name, plain.tuned, whole, plain.macs_per_exit()[0])
     return measure_runs(
         system.classifier if isinstance(system, TwoStageSystem) else system,
         images,

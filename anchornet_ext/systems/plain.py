@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import nn
 
+from anchornet_ext.evaluation.plain_network import PlainNetwork
 from anchornet_ext.evaluation.report_data import PLAIN_EXPLANATION
+from anchornet_ext.evaluation.systems import ExitSystem
 from anchornet_ext.models import build_backbone
 from anchornet_ext.models.single_exit import SingleExit
 from anchornet_ext.training.checkpoint import load_weights
@@ -19,6 +23,7 @@ from anchornet_ext.training.task import Task
 from .common.backbone_start import BackboneOptions, initial_backbone
 from .common.network_system import NetworkSystem
 from .common.recipe import Recipe
+from .common.storage import Saved
 
 
 class PlainSystem(NetworkSystem):
@@ -58,6 +63,13 @@ class PlainSystem(NetworkSystem):
         """See `NetworkSystem.build`."""
         network = build_backbone(options.backbone, num_classes)
         return SingleExit(network, num_classes, options.backbone)
+
+    def exits(
+        self, network: nn.Module, saved: Saved, folder: Path, device: torch.device
+    ) -> ExitSystem:
+        """See `NetworkSystem.exits`."""
+        described = self.described(network, saved, folder)
+        return PlainNetwork(network.get_submodule("network"), device=device, **described)
 
     def require(self, plan: Plan, stages: Sequence[str], world: World) -> None:
         """The network takes the crop, and the weights to start from fit."""

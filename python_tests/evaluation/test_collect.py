@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.evaluation.exit_values import TEMPERATURES, exit_values
-from anchornet_ext.evaluation.systems import ExitSystem, PlainNetwork, TwoStageSystem
+from anchornet_ext.evaluation.plain_network import PlainNetwork
+from anchornet_ext.evaluation.systems import ExitSystem, TwoStageSystem
 from anchornet_ext.policy.exit_policy import ExitPolicy
 from anchornet_ext.policy.exit_table import ExitTable
 from anchornet_ext.policy.outcome import apply_thresholds

@@ -103,22 +103,24 @@ class NetworkSystem(System):
         self, network: nn.Module, saved: storage.Saved, folder: Path, device: torch.device
     ) -> ExitSystem:
         """The network as what is evaluated."""
-        return NetworkExits(
-            network,
-            name=display_name(self.title, folder),
-            checksum=saved.checksum,
-            class_names=saved.class_names,
-            preprocessing=saved.preprocessing,
-            device=device,
-            policy=saved.policy,
-            about={
+        return NetworkExits(network, device=device, **self.described(network, saved, folder))
+
+    def described(self, network: nn.Module, saved: storage.Saved, folder: Path) -> dict[str, Any]:
+        """What `NetworkExits` is told of the saved network."""
+        return {
+            "name": display_name(self.title, folder),
+            "checksum": saved.checksum,
+            "class_names": saved.class_names,
+            "preprocessing": saved.preprocessing,
+            "policy": saved.policy,
+            "about": {
                 "model": str(folder),
                 "kind": self.name,
                 "options": dict(saved.options),
                 **self.about(network, saved),
             },
-            explanation=self.explanation,
-        )
+            "explanation": self.explanation,
+        }
 
     def about(self, network: Any, saved: storage.Saved) -> Mapping[str, Any]:
         """What else a report should say of the network, ready for JSON."""
