@@ -34,16 +34,10 @@ def rebuild_plain(table: ExitTable, device: torch.device) -> PlainNetwork | str:
     """The network that a plain table was collected with, or why it cannot be had again."""
     about = table.metadata
     name = about.get("system", "the plain network")
+    if table.num_exits > 1:
+        return f"{name} was not timed: it is no plain network, but has {table.num_exits} exits."
     try:
-        weights = about["weights"]
-        network = PlainNetwork.load(
-            about["backbone"],
-            table.class_names or [],
-            Preprocessing.from_dict(about["preprocessing"]),
-            weights=None if weights == "published" else Path(weights),
-            pretrained=weights == "published",
-            device=device,
-        )
+        network = _trained(about["model"], device) if "model" in about else _given(table, device)
     except KeyError as error:
         return f"{name} was not timed: its table has no entry {error}."
     except (ValueError, OSError, RuntimeError, ImportError) as error:
@@ -51,6 +45,30 @@ def rebuild_plain(table: ExitTable, device: torch.device) -> PlainNetwork | str:
     if network.checksum != about.get("checksum"):
         return f"{name} was not timed: its weights are not the ones that were evaluated any more."
     return network
+
+
+def _trained(folder: str, device: torch.device) -> PlainNetwork:
+    """Of `anchornet train --system plain`."""
+    from anchornet_ext.systems.common.loading import load_system
+
+    system = load_system(folder, device)
+    if not isinstance(system, PlainNetwork):
+        raise ValueError(f"{folder} is no plain network, but {type(system).__name__}")
+    return system
+
+
+def _given(table: ExitTable, device: torch.device) -> PlainNetwork:
+    """Of `anchornet evaluate --backbone`."""
+    about = table.metadata
+    weights = about["weights"]
+    return PlainNetwork.load(
+        about["backbone"],
+        table.class_names or [],
+        Preprocessing.from_dict(about["preprocessing"]),
+        weights=None if weights == "published" else Path(weights),
+        pretrained=weights == "published",
+        device=device,
+    )
 
 
 def exit_milliseconds(
