@@ -398,6 +398,21 @@ def test_resized_pixels_beyond_32_bits(last: bool) -> None:
     assert result[1, 0, -1, -1].item() == 31
 
 
+@pytest.mark.usefixtures("first_and_last_blocks")
+@pytest.mark.parametrize("last", [False, True])
+def test_high_tiles_are_resized_some_lines_at_a_time(last: bool) -> None:
+    """Of 64 images of 16 channels a block makes eight rows; shared memory holds fewer lines."""
+    images = torch.rand(64, 16, 40, 257, generator=generator())
+    result = library.kernel("resize_images")(
+        channels_last(images) if last else images, 64, 128, None, None, torch.float32, last
+    )
+    for image, rows in ((0, slice(0, 8)), (63, slice(56, 64))):
+        channels = slice(0, 16) if last else slice(0, 4) if image == 0 else slice(12, 16)
+        expected = reference.resize_images(images[image, None, channels], (64, 128), None, None)
+        got = result[image, channels, rows]
+        torch.testing.assert_close(got, expected[0, :, rows], rtol=0, atol=4e-6)
+
+
 def test_sums_of_exit_step_beyond_32_bits() -> None:
     large = torch.empty((1 << 31) + 64, dtype=torch.float16)
     running = large.as_strided((2, 5), ((1 << 31) + 32, 1))
@@ -412,6 +427,27 @@ def test_sums_of_exit_step_beyond_32_bits() -> None:
 
 
 # ---- the rest
+
+
+@pytest.mark.parametrize("channels", [6, 16, 17])
+@pytest.mark.parametrize("width", [8, 61, 500])
+@pytest.mark.parametrize("layout", ["planes", "pixels", "neither"])
+def test_many_channels_are_resized(channels: int, width: int, layout: str) -> None:
+    """By groups of planes, whole pixels, or tap by tap, see Line in resize_images.cu."""
+    images = torch.rand(1, channels, 3, width, generator=generator())
+    if layout == "neither":
+        images = images.repeat_interleave(2, 3)[..., ::2]
+    result = library.kernel("resize_images")(
+        channels_last(images) if layout == "pixels" else images,
+        2,
+        21,
+        None,
+        None,
+        torch.float32,
+        True,
+    )
+    expected = reference.resize_images(images, (2, 21), None, None)
+    torch.testing.assert_close(result, expected, rtol=0, atol=4e-6)
 
 
 @pytest.mark.parametrize("side", [545, 559])

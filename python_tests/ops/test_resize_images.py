@@ -65,7 +65,7 @@ def test_equals_the_reference(device: str, data: st.DataObject) -> None:
 
 
 @on_kernels
-@pytest.mark.parametrize("size", [(95, 95), (61, 130), (1, 1), (224, 224)])
+@pytest.mark.parametrize("size", [(95, 95), (61, 130), (1, 1), (224, 224), (9, 21)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "window"])
 def test_equals_torch(device: str, layout: str, size: tuple[int, int]) -> None:
     images = lay_out(torch.rand(2, 3, 224, 200, device=device), layout)
