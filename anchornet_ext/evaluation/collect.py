@@ -23,6 +23,7 @@ from .exit_values import TEMPERATURES, Values, exit_values
 from .listing import Listing
 from .parts import FAILURES, Parts
 from .systems import ExitSystem, VaryingCosts
+from .units import plural
 
 #: A part of this many images is lost at most when a run is killed; of fewer images there are at
 #: least as many parts as this, to share them out.
@@ -134,7 +135,7 @@ def merge_table(
     cost = np.array(system.macs_per_exit(), np.float64)
     kept, failed = parts.merge(cost, about, **more)
     left_out = f"; {failed} could not be evaluated, see {FAILURES}" if failed else ""
-    log.line(f"{kept} images in the exit table{left_out}")
+    log.line(f"{plural(kept, 'image')} in the exit table{left_out}")
 
 
 class _PartBatches(Sampler[list[int]]):

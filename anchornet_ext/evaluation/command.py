@@ -338,7 +338,7 @@ def _collect(
     if not world.is_main:
         return None
     passes, milliseconds = None, None
-    if not args.no_latency:
+    if not args.no_latency and (finished or parts.hold_images()):
         log.line("timing the exits")
         if isinstance(system, TwoStageSystem):
             passes = measure_passes(system.classifier, batch_size=args.batch_size)

@@ -149,6 +149,10 @@ class Parts:
         """Whether a part has been written, by whatever process."""
         return self._path(part).exists()
 
+    def hold_images(self) -> bool:
+        """Whether the parts that have been written hold any image that could be read."""
+        return any(len(self._read(part, "index")) for part in range(len(self)))
+
     def write(self, part: int, values: Values, failed: Mapping[int, str]) -> None:
         """Writes a part.
 

@@ -369,7 +369,7 @@ def test_a_budget_that_nothing_can_keep_to_is_said(tmp_path: Path, compare: Comm
         "No system can keep to a mean of 1.00 MMACs an image: the cheapest, Several, costs "
         "2.00 MMACs at its first exit." in done.stdout
     )
-    assert "Times cannot be compared: 1 of the systems were timed." in done.stdout
+    assert "Times cannot be compared: of the 2 systems, 1 was timed." in done.stdout
     result = json.loads((tmp_path / "report" / "comparison.json").read_text())
     assert [(row["system"], row["budget"]) for row in result["standings"]] == [("Several", 4e6)]
 

@@ -76,7 +76,9 @@ def about_unmet(
         if costs != "milliseconds" or entry.table.milliseconds is not None
     ]
     if len(known) < 2:
-        return [f"Times cannot be compared: {len(known)} of the systems were timed."] * bool(asked)
+        timed = "1 was" if known else "none was"
+        said = f"Times cannot be compared: of the {plural(len(entries), 'system')}, {timed} timed."
+        return [said] * bool(asked)
     least, name = min(known)
     compared = {standing.budget for standing in standings}
     return [
