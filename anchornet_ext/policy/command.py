@@ -132,12 +132,6 @@ def run(args: argparse.Namespace) -> int:
         require_file(path, f"--{flag}")
     if len({path.resolve() for path in places.values()}) < len(places):
         raise ValueError(f"--out and --curve are the same file, {str(args.out)!r}")
-    if (
-        args.out is not None
-        and args.curve is not None
-        and args.out.resolve() == args.curve.resolve()
-    ):
-        raise ValueError(f"--out and --curve are both {str(args.out)!r}")
     if args.install is not None:
         _require_model(args.install, table, cut=args.exits is not None)
         require_folder(args.install, "--install")
