@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from anchornet_ext._files import replacing
+from anchornet_ext.models.weight_files import load_whole
 
 
 @contextmanager
@@ -94,13 +95,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
         state = safetensors.torch.load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} is not a safetensors file: {error}") from error
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        detail = str(error).strip().splitlines()
-        raise ValueError(
-            f"{str(path)!r} does not fit {type(module).__name__}: {detail[-1].strip()}"
-        ) from error
+    wanted = module.state_dict()
+    missing = [key for key in wanted if key not in state]
+    load_whole(module, state, missing, [key for key in state if key not in wanted], path)
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
