@@ -6,6 +6,7 @@ operations, or torch's Python layer for gradients, as well.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -126,6 +127,12 @@ def numbers(values: Sequence[float], dtype: torch.dtype, like: Tensor) -> Tensor
     """(len(values),) on the device of `like`. The copy to a device is waited for."""
     key = (*values, dtype, like.device)
     return _kept(key, lambda: torch.tensor(values, dtype=dtype, device=like.device), like)
+
+
+def no_index(like: Tensor) -> Tensor:
+    """(0,) int64 on the device of `like`."""
+    make = functools.partial(torch.empty, 0, dtype=torch.int64, device=like.device)
+    return _kept(("no index", like.device), make, like)
 
 
 def images_in_turn(num_images: int, repeats: int, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._calls import call, images_in_turn
+from ._calls import call, images_in_turn, no_index
 
 
 def patch_size_pair(patch_size: int | Sequence[int]) -> tuple[int, int]:
@@ -44,7 +44,8 @@ def flatten_places(
     """image_index (M,) and top_left (M, 2) from what the caller gave.
 
     Without `image_index`, top_left (N, 2) or (N, k, 2) has the corners of each image's patches, and
-    the patches of image 0 come first.
+    the patches of image 0 come first. On CUDA the index is then (0,): to write it out would take
+    one or two launches of torch's, and the kernels know it.
     """
     _check_int64("top_left", top_left, device)
     shape = tuple(top_left.shape)
@@ -54,9 +55,10 @@ def flatten_places(
                 f"without image_index, top_left must be (N, 2) or (N, k, 2) with N = {num_images} "
                 f"images, got {shape}"
             )
-        repeats = shape[1] if len(shape) == 3 else 1
-        index = images_in_turn(num_images, repeats, top_left)
-        return index, top_left.reshape(-1, 2) if len(shape) == 3 else top_left
+        corners = top_left.reshape(-1, 2) if len(shape) == 3 else top_left
+        if device.type == "cuda":
+            return no_index(top_left), corners
+        return images_in_turn(num_images, shape[1] if len(shape) == 3 else 1, top_left), corners
     _check_int64("image_index", image_index, device)
     if image_index.dim() != 1:
         raise ValueError(f"image_index must be (M,), got {tuple(image_index.shape)}")
@@ -76,10 +78,14 @@ def check_places(
 ) -> None:
     """Every patch lies inside an image; `size` is (N, H, W). Reads the tensors: one sync on CUDA.
 
+    An image_index (0,) is what `flatten_places` makes on CUDA.
+
     Raises:
         ValueError: naming the first patch that does not, its place and the sizes.
     """
     num_images, height, width = size
+    if len(image_index) == 0 and num_images > 0:
+        image_index = images_in_turn(num_images, len(top_left) // num_images, top_left)
     last_row, last_column = height - patch_size[0], width - patch_size[1]
     row, column = top_left.unbind(1)
     outside = (image_index < 0) | (image_index >= num_images)

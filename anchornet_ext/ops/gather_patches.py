@@ -115,7 +115,7 @@ def _fake(
     dtype: torch.dtype,
     channels_last: bool,
 ) -> Tensor:
-    size = (image_index.shape[0], images.shape[1], patch_height, patch_width)
+    size = (top_left.shape[0], images.shape[1], patch_height, patch_width)
     return empty_result(size, images, dtype, channels_last)
 
 

@@ -135,11 +135,11 @@ def _places(
     num_images: int,
     image_size: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """image_index (M,) and top_left (M, 2), for as many patches as there are."""
+    """image_index and top_left (M, 2), see `flatten_places`, for as many patches as there are."""
     check_patch_fits((patches.shape[2], patches.shape[3]), image_size)
     index, corners = flatten_places(top_left, image_index, num_images, patches.device)
-    if index.shape[0] != patches.shape[0]:
-        raise ValueError(f"there are {patches.shape[0]} patches but {index.shape[0]} places")
+    if corners.shape[0] != patches.shape[0]:
+        raise ValueError(f"there are {patches.shape[0]} patches but {corners.shape[0]} places")
     return index, corners
 
 
@@ -201,7 +201,7 @@ def _backward_onto(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     num_images, _, height, width = ctx.size
     # The number of the patch on top, -1 for the base. float64 counts exactly, and is a type that
     # the operators take.
-    number = torch.arange(len(image_index), dtype=torch.float64, device=grad.device)
+    number = torch.arange(len(top_left), dtype=torch.float64, device=grad.device)
     number = number[:, None, None, None]  # (M, 1, 1, 1)
     on_top = torch.ops.anchornet_ext.scatter_patches_onto.default(
         grad.new_full((num_images, 1, height, width), -1, dtype=torch.float64),

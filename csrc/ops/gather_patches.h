@@ -32,11 +32,11 @@ inline Gather plan_gather(const Tensor& images, const Tensor& image_index, const
   STD_TORCH_CHECK(is_float_type(dtype) || stays_bytes, "gather_patches: cannot turn ",
                   mean ? "normalised " : "", text_of(from), " images into ", text_of(dtype),
                   " patches");
-  check_place_tensors("gather_patches", image_index, top_left, images);
+  check_place_tensors("gather_patches", image_index, top_left, images, images.size(0));
   const Bounds bounds{images.size(0), images.size(2), images.size(3), patch_height, patch_width};
-  check_bounds("gather_patches", bounds, image_index.size(0));
-  return {bounds,           image_index.size(0), images.size(1),   images.stride(0),
-          images.stride(1), images.stride(2),    images.stride(3), channels_last};
+  check_bounds("gather_patches", bounds, top_left.size(0));
+  return {bounds,           top_left.size(0), images.size(1),   images.stride(0),
+          images.stride(1), images.stride(2), images.stride(3), channels_last};
 }
 
 inline Tensor empty_patches(const Gather& gather, const Tensor& images, ScalarType dtype) {

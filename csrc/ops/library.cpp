@@ -11,7 +11,8 @@ STABLE_TORCH_LIBRARY(anchornet_ext, m) {
       "select_patches(Tensor cam, int num_patches, int patch_size, int stride, "
       "float[] iou_threshold) -> (Tensor, Tensor, Tensor)");
 
-  // (M, C, patch_height, patch_width)
+  // (M, C, patch_height, patch_width); image_index is (M), or here and below (0) where each image
+  // has as many patches, those of image 0 first
   m.def(
       "gather_patches(Tensor images, Tensor image_index, Tensor top_left, SymInt patch_height, "
       "SymInt patch_width, Tensor? mean, Tensor? std, ScalarType dtype, bool channels_last) -> "

@@ -16,6 +16,10 @@ struct Entry {
 struct Bins {
   const Entry* entries;
   const int64_t* first;
+
+  ANCHORNET_HOST_DEVICE int64_t begin(int64_t image) const { return first[image]; }
+  ANCHORNET_HOST_DEVICE int64_t end(int64_t image) const { return first[image + 1]; }
+  ANCHORNET_HOST_DEVICE Entry operator[](int64_t e) const { return entries[e]; }
 };
 
 // Strides of the patches, in elements, and the layout of the output.
@@ -49,9 +53,10 @@ inline Scatter plan_scatter(const char* op, const Tensor& patches, const Tensor&
   STD_TORCH_CHECK(num_images >= 0 && height >= 1 && width >= 1, op,
                   ": the images must have at least one pixel, got size (", num_images, ", ",
                   patches.size(1), ", ", height, ", ", width, ")");
-  check_place_tensors(op, image_index, top_left, patches);
-  STD_TORCH_CHECK(patches.size(0) == image_index.size(0), op, ": ", patches.size(0),
-                  " patches but image_index has ", image_index.size(0), " entries");
+  check_place_tensors(op, image_index, top_left, patches, num_images);
+  STD_TORCH_CHECK(patches.size(0) == top_left.size(0), op, ": ", patches.size(0), " patches but ",
+                  is_in_turn(image_index) ? "top_left" : "image_index", " has ", top_left.size(0),
+                  " entries");
   const Bounds bounds{num_images, height, width, patches.size(2), patches.size(3)};
   check_bounds(op, bounds, patches.size(0));
   return {bounds,
@@ -158,14 +163,14 @@ ANCHORNET_HOST_DEVICE inline int64_t patch_offset(const Scatter& s, const Entry&
          (at.row - entry.row) * s.row_stride + (at.column - entry.column) * s.column_stride;
 }
 
-// The sum of the patches there, in their order.
-template <typename T>
-ANCHORNET_HOST_DEVICE inline T sum_at(const Scatter& s, const Bins& bins, const T* patches,
+// The sum of the patches there, in their order. `bins` are Bins, or say the same.
+template <typename T, typename AnyBins>
+ANCHORNET_HOST_DEVICE inline T sum_at(const Scatter& s, const AnyBins& bins, const T* patches,
                                       const Element& at) {
   Accumulate<T> sum = 0;
-  const int64_t last = bins.first[at.image + 1];
-  for (int64_t e = bins.first[at.image]; e < last; ++e) {
-    const Entry entry = bins.entries[e];
+  const int64_t last = bins.end(at.image);
+  for (int64_t e = bins.begin(at.image); e < last; ++e) {
+    const Entry entry = bins[e];
     if (covers(entry, s.bounds, at)) {
       sum += static_cast<Accumulate<T>>(patches[patch_offset(s, entry, at)]);
     }
@@ -174,13 +179,13 @@ ANCHORNET_HOST_DEVICE inline T sum_at(const Scatter& s, const Bins& bins, const 
 }
 
 // What lies on top there: the last patch, or the base.
-template <typename T>
-ANCHORNET_HOST_DEVICE inline T top_at(const Scatter& s, const Bins& bins, const T* patches,
+template <typename T, typename AnyBins>
+ANCHORNET_HOST_DEVICE inline T top_at(const Scatter& s, const AnyBins& bins, const T* patches,
                                       const T* base, const int64_t (&base_stride)[4],
                                       const Element& at) {
-  const int64_t first = bins.first[at.image];
-  for (int64_t e = bins.first[at.image + 1] - 1; e >= first; --e) {
-    const Entry entry = bins.entries[e];
+  const int64_t first = bins.begin(at.image);
+  for (int64_t e = bins.end(at.image) - 1; e >= first; --e) {
+    const Entry entry = bins[e];
     if (covers(entry, s.bounds, at)) return patches[patch_offset(s, entry, at)];
   }
   return base[at.image * base_stride[0] + at.channel * base_stride[1] + at.row * base_stride[2] +

@@ -20,8 +20,10 @@ from patch_cases import (
     sizes,
 )
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from anchornet_ext import ops, reference
+from anchornet_ext.ops import _patch_places
 
 RAW = torch.ops.anchornet_ext.gather_patches.default
 
@@ -180,6 +182,35 @@ def test_without_image_index_the_images_come_in_turn() -> None:
 
 
 @on_kernels
+@pytest.mark.parametrize("per_image", [1, 4])
+def test_the_kernels_know_the_image_of_patches_in_turn(device: str, per_image: int) -> None:
+    """An index of no entries, as the operators get it on CUDA."""
+    images = torch.randn(3, 2, 9, 8, device=device)
+    corners = torch.randint(0, 4, (3 * per_image, 2), device=device)
+    index = torch.arange(3, device=device).repeat_interleave(per_image)
+    settings = (5, 4, None, None, torch.float32, False)
+    expected = RAW(images, index, corners, *settings)
+    assert torch.equal(RAW(images, index[:0], corners, *settings), expected)
+
+
+def test_on_cuda_no_index_is_written() -> None:
+    with FakeTensorMode():
+        corners = torch.zeros(3, 4, 2, dtype=torch.int64, device="cuda")
+        index, top_left = _patch_places.flatten_places(corners, None, 3, corners.device)
+        assert (index.shape, index.device) == ((0,), corners.device)
+        assert top_left.shape == (12, 2)
+
+
+def test_places_are_checked_without_an_index() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    corners = torch.zeros(6, 2, dtype=torch.int64)
+    _patch_places.check_places(none, corners, (5, 4), (3, 9, 8))
+    corners[4, 0] = 5
+    with pytest.raises(ValueError, match="patch 4 at"):
+        _patch_places.check_places(none, corners, (5, 4), (3, 9, 8))
+
+
+@on_kernels
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_nothing_to_gather(device: str, memory_format: torch.memory_format) -> None:
     corners = torch.zeros(0, 2, dtype=torch.int64, device=device)
@@ -287,6 +318,7 @@ RAW_BAD: dict[str, tuple[dict[int, Any], str]] = {
     "index dtype": ({1: INDEX.int()}, "image_index must be int64, got Int"),
     "index shape": ({1: INDEX[None]}, r"\(1, 3\)"),
     "index length": ({1: INDEX[:2]}, "M = 2"),
+    "no index": ({1: INDEX[:0]}, "as many patches of each of the 2 images, got 3"),
     "index high": ({1: torch.tensor([0, 2, 0])}, "patch 1 has image_index 2"),
     "index low": ({1: torch.tensor([0, 0, -1])}, "patch 2 has image_index -1"),
     "top_left dtype": ({2: CORNERS.float()}, "top_left must be int64, got Float"),

@@ -253,7 +253,8 @@ Tensor gather_patches(Tensor images, Tensor image_index, Tensor top_left, int64_
                   "gather_patches: on CUDA a patch has less than 2^30 rows, columns, channels and "
                   "values in a row, got (",
                   gather.channels, ", ", patch_height, ", ", patch_width, ")");
-  launch_any(images.scalar_type(), dtype, gather, walk, place_table(image_index, top_left), images,
+  launch_any(images.scalar_type(), dtype, gather, walk,
+             place_table(image_index, top_left, gather.bounds.num_images), images,
              device_statistic(mean, dtype), device_statistic(std, dtype), patches);
   return patches;
 }

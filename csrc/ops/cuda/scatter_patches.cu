@@ -84,8 +84,8 @@ struct BinTable {
                     "scatter_patches: ", s.bounds.num_images,
                     " images are more than one launch can take");
     launch_kernel(bin_kernel, {static_cast<unsigned>(s.bounds.num_images), kThreads},
-                  current_stream(top_left), place_table(image_index, top_left), s.bounds,
-                  s.num_patches, data(), first.mutable_data_ptr<int64_t>());
+                  current_stream(top_left), place_table(image_index, top_left, s.bounds.num_images),
+                  s.bounds, s.num_patches, data(), first.mutable_data_ptr<int64_t>());
   }
 
   Entry* data() const { return reinterpret_cast<Entry*>(entries.mutable_data_ptr<int64_t>()); }
