@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from itertools import chain
-from operator import attrgetter, is_
+import functools
+import importlib
+import struct
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-_IS_CPU, _DTYPE = attrgetter("is_cpu"), attrgetter("dtype")
+from anchornet_ext import _extension
+
 #: `register_module_forward_hook` and its like put hooks here, which every module calls.
 HOOKS_OF_ALL = (_global_forward_hooks, _global_forward_pre_hooks)
 
@@ -42,39 +45,83 @@ def parameters_of(modules: Sequence[nn.Module]) -> list[Tensor]:
 class Structure:
     """What `modules_of_types` and `parameters_of` gave, and whether they still would.
 
-    Going through a network of a hundred modules in Python takes as long as a tenth of an image on
-    its way through AnchorNet. To compare with what was found before takes a quarter of that, since
-    each loop below runs inside the interpreter's own functions.
+    Asked at every call of a network of some hundred modules, by loops of the native library
+    (csrc/python/module_tree.cpp): all of it has left the processor's cache since the call before,
+    and the interpreter would wait for each module, dictionary and tensor, one after the other.
 
     Copied or pickled with the network that keeps it, it becomes None: the copy has other modules.
     """
 
     def __init__(self, roots: Sequence[nn.Module], modules: Sequence[nn.Module]) -> None:
         self.roots = (*roots,)
-        self.modules = modules
+        self.modules = [*modules]
         self.parameters = parameters_of(modules)
+        self._places = _places_of(self.parameters)
+        self._uncounted = [None] * len(self.parameters)
         self._types = [type(module) for module in modules]
-        # Torch changes these dictionaries in place and never puts another one in their stead.
-        own = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
-        self._hooks = [*own, *HOOKS_OF_ALL]
-        self._children = [module._modules for module in modules]
-        self._children_then = [dict(children) for children in self._children]
-        self._own = [module._parameters.values() for module in modules]
-        self._own_then = [*chain.from_iterable(self._own)]
+        # Torch changes these dictionaries in place; where it puts another one in the stead of one,
+        # it has changed that before. TorchScript's modules, which cannot be changed, have others.
+        own = [held for m in modules for held in (m._modules, m._parameters)]
+        own = [held for held in own if isinstance(held, dict)]
+        self._filled = [held for held in own if held]
+        self._items = [part for held in self._filled for item in held.items() for part in item]
+        hooks = [held for m in modules for held in (m._forward_hooks, m._forward_pre_hooks)]
+        self._empty = [*hooks, *HOOKS_OF_ALL, *(held for held in own if not held)]
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
 
     def is_as_it_was(self) -> bool:
         """Whether all modules, their types and their parameters are the same, and no hook came."""
-        return (
-            not any(self._hooks)
-            and all(map(is_, map(type, self.modules), self._types))
-            and self._children == self._children_then
-            and sum(map(len, self._own)) == len(self._own_then)
-            and all(map(is_, chain.from_iterable(self._own), self._own_then))
+        native = _native()
+        return bool(
+            native.have_types(self.modules, self._types)
+            and native.are_empty(self._empty)
+            and native.hold(self._filled, self._items)
         )
 
     def is_on_cpu(self, dtype: torch.dtype) -> bool:
         """Whether all parameters are on the CPU and of this dtype, which can change in place."""
-        return all(map(_IS_CPU, self.parameters)) and {*map(_DTYPE, self.parameters)} == {dtype}
+        places = self._places
+        return bool(_native().are_as_they_were(self.parameters, self._uncounted, places, dtype))
+
+
+class Contents:
+    """Dictionaries of tensors, and whether they hold the same with the same values."""
+
+    def __init__(self, dicts: Sequence[dict[str, Any]]) -> None:
+        self._dicts = [*dicts]
+        self._items = [part for held in dicts for item in held.items() for part in item]
+        self._tensors = CountedTensors(part for part in self._items if isinstance(part, Tensor))
+
+    def are_as_they_were(self) -> bool:
+        return bool(_native().hold(self._dicts, self._items)) and self._tensors.are_as_they_were()
+
+
+class CountedTensors:
+    """Tensors, and how often each had been written to.
+
+    Loading a state dict writes into the tensors. Of those made in inference mode nobody counts it.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._tensors = [*tensors]
+        self._versions = [None if t.is_inference() else t._version for t in self._tensors]
+        self._places = _places_of(self._tensors)
+
+    def are_as_they_were(self, dtype: torch.dtype | None = None) -> bool:
+        """Whether nothing was written to one; with `dtype`, whether all are still of it and on the
+        CPU, which can change in place."""
+        places = self._places
+        return bool(_native().are_as_they_were(self._tensors, self._versions, places, dtype))
+
+
+def _places_of(tensors: Sequence[Tensor]) -> bytes:
+    """Where in the memory tensors are that their Python objects stand for."""
+    return struct.pack(f"{len(tensors)}P", *(tensor._cdata for tensor in tensors))
+
+
+@functools.cache
+def _native() -> Any:
+    _extension.require()
+    return importlib.import_module("anchornet_ext._C")

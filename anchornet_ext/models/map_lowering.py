@@ -18,6 +18,7 @@ from torch.nn import functional
 from anchornet_ext.ops.map_program import MapProgram, pack_map_program, run_map_program
 from anchornet_ext.reference.map_program import MapStep
 
+from ._structure import Contents
 from .graph_fusion import FusedConvolution
 from .graph_tracing import is_relu, is_sum, module_of
 from .packed_convolutions import PackedConv2d
@@ -102,16 +103,8 @@ class LoweredMaps(nn.Module):
     ) -> None:
         super().__init__()
         self._make, self._dtype = make, dtype
-        tensors: list[tuple[dict[str, Any], str]] = [
-            (values, name)
-            for owner in owners
-            for values in (owner._parameters, owner._buffers)
-            for name, value in values.items()
-            if value is not None
-        ]
-        # Dictionaries and names, so that what is a module's of the network is not one of this.
-        self._places: list[dict[str, Any]] = [values for values, _ in tensors]
-        self._names = [name for _, name in tensors]
+        # Dictionaries, so that what is a module's of the network is not one of this.
+        self._dicts = [held for owner in owners for held in (owner._parameters, owner._buffers)]
         self._packed: _Packed | None = None
         for owner in owners:
             if isinstance(owner, PackedConv2d):
@@ -119,38 +112,18 @@ class LoweredMaps(nn.Module):
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         packed = self._packed
-        if packed is None or not self._is_current(packed):
-            packed = self._packed = self._pack()
+        if packed is None or not packed.of.are_as_they_were():
+            # Before they are read: what is written meanwhile has to be seen.
+            of = Contents(self._dicts)
+            packed = self._packed = _Packed(of, pack_map_program(*self._make(), self._dtype))
         return run_map_program(inputs, packed.program)
-
-    def _is_current(self, packed: _Packed) -> bool:
-        """Asked at every call, of some hundred tensors."""
-        now = map(dict.get, self._places, self._names)
-        return (
-            all(map(operator.is_, now, packed.tensors))
-            and list(map(_VERSION, packed.counted)) == packed.versions
-        )
-
-    def _pack(self) -> _Packed:
-        places = zip(self._places, self._names, strict=True)
-        tensors = [tensor for values, name in places if (tensor := values[name]) is not None]
-        # Of those made in inference mode nobody counts the changes.
-        counted = [tensor for tensor in tensors if not tensor.is_inference()]
-        versions = list(map(_VERSION, counted))
-        program = pack_map_program(*self._make(), self._dtype)
-        return _Packed(tensors, counted, versions, program)
 
 
 class _Packed(NamedTuple):
     """A program, and the parameters that it was made of as they were."""
 
-    tensors: list[Tensor]
-    counted: list[Tensor]
-    versions: list[int]
+    of: Contents
     program: MapProgram
-
-
-_VERSION = operator.attrgetter("_version")
 
 
 def _runs_of(graph: fx.GraphModule, shapes: Shapes) -> Iterator[list[fx.Node]]:

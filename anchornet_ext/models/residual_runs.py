@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
-from operator import attrgetter
 from typing import Any, TypeGuard
 
 import torch
@@ -18,11 +17,9 @@ from torch import Tensor, nn
 from anchornet_ext.ops.inverted_residuals import PackedLayers, inverted_residuals, pack_layers
 from anchornet_ext.reference.inverted_residuals import InvertedResidual, Layer
 
-from ._structure import HOOKS_OF_ALL, Structure, parameters_of
+from ._structure import HOOKS_OF_ALL, CountedTensors, Structure, parameters_of
 from .packed_convolutions import has_fast_kernels, runs_natively
 from .residual_layers import layer_of
-
-_VERSION = attrgetter("_version")
 
 
 def fuse_inverted_residuals(network: nn.Module) -> int:
@@ -83,10 +80,7 @@ class FusedSequential(nn.Sequential):
         parameters = known.structure.parameters
         if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
             return None
-        if any(module.training for module in known.fused):
-            return None
-        # Both can change in place.
-        return known if known.structure.is_on_cpu(torch.float32) else None
+        return None if any(module.training for module in known.fused) else known
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies, and what is loaded from a file, pack their own.
@@ -109,8 +103,7 @@ class _Runs:
 
     def __init__(self, sequence: nn.Sequential, modules: Sequence[nn.Module]) -> None:
         self.structure = Structure((sequence,), modules)
-        self._watched = [p for p in self.structure.parameters if not p.is_inference()]
-        self._versions = self._versions_now()
+        self._parameters = CountedTensors(self.structure.parameters)
         self.parts: list[nn.Module | PackedLayers] = []
         self.fused: list[nn.Module] = []
         self._in_channels: int | None = None
@@ -125,15 +118,12 @@ class _Runs:
             self.parts.append(pack_layers(layers))
 
     def is_as_it_was(self) -> bool:
-        return self.structure.is_as_it_was() and self._versions_now() == self._versions
+        """Also whether the parameters are still float32 on the CPU."""
+        return self.structure.is_as_it_was() and self._parameters.are_as_they_were(torch.float32)
 
     def takes(self, input: Tensor) -> bool:
         """Whether `input` has the right channels; else the usual error is wanted."""
         return self._in_channels is None or input.shape[1] == self._in_channels
-
-    def _versions_now(self) -> list[int]:
-        # Loading a state dict writes into the tensors, which count that outside of inference mode.
-        return [*map(_VERSION, self._watched)]
 
 
 _Run = list[tuple[nn.Module, Layer]]

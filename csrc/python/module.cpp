@@ -6,6 +6,7 @@
 #include "ops/cpu/instruction_sets.h"
 #include "ops/cpu/mbconv/kernels.h"
 #include "python/exit_policy.h"
+#include "python/module_tree.h"
 
 namespace py = pybind11;
 
@@ -56,4 +57,5 @@ PYBIND11_MODULE(_C, m) {
       "How many floats the vectors of the chosen CPU kernels hold: the weights of "
       "inverted_residuals are packed for it.");
   bind_exit_policy(m);
+  bind_module_tree(m);
 }

@@ -174,6 +174,35 @@ def test_parameters_that_change(pair: Any, calls: list[int]) -> None:
     assert len(calls) == 7
 
 
+def test_modules_that_change_places(pair: Any, calls: list[int]) -> None:
+    plain, fused = pair
+    x = images(2, 3, 40, 40)
+    assert_same(fused, plain, x)
+    for module in (plain, fused):
+        module[5], module[6] = module[6], module[5]  # both of 40 channels
+    assert_same(fused, plain, x)
+    assert len(calls) == 2
+
+
+def test_parameters_changed_in_place(pair: Any, calls: list[int]) -> None:
+    plain, fused = pair
+    x = images(2, 3, 40, 40)
+    for step in range(3):
+        for module in (plain, fused):
+            optimizer = torch.optim.SGD(module[step].parameters(), lr=0.1)
+            for parameter in module[step].parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+        assert_same(fused, plain, x)
+    assert len(calls) == 3
+    for module in (plain, fused):
+        module[4].double()  # each parameter stays the object that it is
+    for module in (plain, fused):
+        with pytest.raises(RuntimeError, match="type"):
+            module(x)
+    assert len(calls) == 3
+
+
 def test_copies_and_files(pair: Any, calls: list[int]) -> None:
     plain, fused = pair
     x = images(1, 3, 40, 40)
