@@ -7,6 +7,7 @@ what could mean something else as a graph, is left to the network itself.
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -51,10 +52,10 @@ def trace(network: nn.Module) -> fx.GraphModule | None:
     hooked = any(HOOKS_OF_ALL) or any(any(hooks_of(module)) for module in network.modules())
     if network.training or hooked:
         return None
-    tracer = _Tracer()
     try:
-        with torch.random.fork_rng(devices=[]):  # what is drawn on the way is thrown away
-            graph = tracer.trace(network)
+        # What is drawn on the way is thrown away.
+        with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
+            graph = _Tracer().trace(network)
     except Exception:  # a way that depends on values, code that wants tensors, whatever else
         return None
     traced = fx.GraphModule(network, graph)
@@ -123,7 +124,33 @@ for _name in _IN_PLACE_OPERATORS:
     setattr(_Proxy, f"__{_name}__", _record(getattr(operator, _name)))
 
 
+#: `torch.fx` puts its own functions in the place of `nn.Module`'s meanwhile.
+_ONE_AT_A_TIME = threading.RLock()
+
+
 class _Tracer(fx.Tracer):
+    """Traces what its own thread does; modules that others run meanwhile just run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = isinstance(m, PackedConv2d | PackedLinear | FusedSequential)
         return ours or super().is_leaf_module(m, module_qualified_name)
