@@ -83,16 +83,15 @@ class RunningSums:
             See `ops.exit_step`. At the last exit it does not let go of anybody.
         """
         rules = self._rules
-        index = step - 1
         threshold: float | Tensor
         temperature: float | Tensor = 1.0
-        if isinstance(index, Tensor):
-            threshold = self._looked_up("thresholds", rules.thresholds)[index]
+        if isinstance(step, Tensor):
+            threshold = self._looked_up("thresholds", rules.thresholds, step)
             if rules.policy.temperatures is not None:
-                temperature = self._looked_up("temperatures", rules.policy.temperatures)[index]
+                temperature = self._looked_up("temperatures", rules.policy.temperatures, step)
         else:
-            threshold = rules.thresholds[index]
-            temperature = rules.policy.temperature(index + 1)
+            threshold = rules.thresholds[step - 1]
+            temperature = rules.policy.temperature(step)
         decided = exit_step(
             self._sums,
             logits,
@@ -118,24 +117,26 @@ class RunningSums:
             step: `answer_step` of them.
         """
         kept = self._sums if self._surest is None else self._surest.sums
-        sums = kept if rows is None else kept[rows]
+        sums = kept if rows is None else kept.index_select(0, rows)
         if self._rules.criterion == "probabilities":
             return sums / (step[:, None] if isinstance(step, Tensor) else step)
         temperatures = self._rules.policy.temperatures
         if temperatures is not None:
             sums = sums - sums.amax(dim=1, keepdim=True)  # as exit_step: nothing overflows
             if isinstance(step, Tensor):
-                sums /= self._looked_up("temperatures", temperatures)[step - 1, None]
+                sums /= self._looked_up("temperatures", temperatures, step)[:, None]
             else:
                 sums /= self._rules.policy.temperature(step)
         return sums.softmax(dim=1)
 
-    def _looked_up(self, name: str, values: Sequence[float]) -> Tensor:
-        """(T,) on the device, copied there once, without waiting for it."""
-        if name not in self._on_device:
-            on_host = torch.tensor(values, dtype=self._sums.dtype)
-            self._on_device[name] = to_device(on_host, self._sums.device)
-        return self._on_device[name]
+    def _looked_up(self, name: str, values: Sequence[float], step: Tensor) -> Tensor:
+        """(A,) of T `values`, those of the steps (A,), without waiting for the device."""
+        table = self._on_device.get(name)
+        if table is None:
+            # Copied there once; steps are from 1, so that nothing is in front.
+            on_host = torch.tensor((math.nan, *values), dtype=self._sums.dtype)
+            table = self._on_device[name] = to_device(on_host, self._sums.device)
+        return table.index_select(0, step)
 
 
 class ExitState(RunningSums):

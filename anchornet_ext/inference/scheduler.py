@@ -17,8 +17,11 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 
-class Pass(enum.Enum):
-    """The three passes of Algorithm 1, in the order in which an image meets them."""
+class Pass(str, enum.Enum):
+    """The three passes of Algorithm 1, in the order in which an image meets them.
+
+    Strings, whose hashes are the interpreter's own: there is a look-up for every image in a pass.
+    """
 
     GLANCE = "glance"
     LOCALISE = "localise"

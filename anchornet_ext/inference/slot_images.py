@@ -88,6 +88,8 @@ class SlotImages:
 
     def secure(self) -> None:
         """Copies the images that wait, so that their source may use its memory again."""
+        if not self._waiting:
+            return
         begin = self._num_own
         for images in self._waiting[1 if begin else 0 :]:
             end = begin + len(images)
@@ -127,15 +129,17 @@ class SlotImages:
             places: of images among those that were taken, ascending.
             rows: their slots, as many.
         """
+        taken, self._taken = self._taken, []
+        if not places:
+            return
+        kept = self._kept_memory()
         ahead = 0
         wanted = list(zip(places, rows, strict=True))
-        kept = self._kept_memory() if wanted else None
-        for images in self._taken:
+        for images in taken:
             for place, row in wanted:
-                if kept is not None and ahead <= place < ahead + len(images):
+                if ahead <= place < ahead + len(images):
                     kept[row].copy_(images[place - ahead])
             ahead += len(images)
-        self._taken = []
 
     def close(self) -> None:
         """Gives the memory to the next stream; there are no images any more."""

@@ -256,16 +256,15 @@ class _Runner:
             self._scheduler.finish(work)
             self._ledger.note_places(work.slots, outcome)
             return ()
-        self._ledger.note_answers(work.slots, work.steps, outcome)
+        self._ledger.note_answers(work.slots, outcome)
         left = set(self._scheduler.finish(work, set(outcome.stays.tolist())))
-        rows = [row for row, slot in enumerate(work.slots) if slot in left]
-        if not rows:
+        leaving = [place for place, slot in enumerate(work.slots) if slot in left]
+        if not leaving:
             return ()
         return self._ledger.take(
-            [work.slots[row] for row in rows],
-            [work.steps[row] for row in rows],
-            # Copied out together, so that a result that is kept does not keep the batch.
-            outcome.probabilities.index_select(0, torch.tensor(rows)),
+            [work.slots[place] for place in leaving],
+            [work.steps[place] for place in leaving],
+            self._state.probabilities(work, outcome, leaving),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,8 +34,8 @@ class Decided(NamedTuple):
     """(A,)"""
     label: Tensor
     """(A,) int64"""
-    probabilities: Tensor
-    """(A, n), of the answers if the images left now."""
+    probabilities: Tensor | None
+    """(A, n), of the answers if the images left now; None: see `StreamState.probabilities`."""
 
 
 class Localised(NamedTuple):
@@ -124,16 +125,14 @@ class StreamState:
         }
         self._recorded: dict[Pass, PlacedPass] = {}
 
-    @torch.no_grad()
     def arrive(self, images: Tensor) -> None:
         """Images (B, 3, H, W) wait for the glance, uint8 or normalised.
 
         They must not change before the next `secure`, or until they have been through the glance.
         """
-        if self._images.put(images):
+        if self._images.put(images.detach() if images.requires_grad else images):
             self._recorded.clear()  # they know the memory that the images were in before
 
-    @torch.no_grad()
     def secure(self) -> None:
         """After it, the memory that arrived images are in may be written to."""
         self._images.secure()
@@ -163,6 +162,25 @@ class StreamState:
                 self._keep(work.slots, places, outcome.stays)
         return Pending(outcome)
 
+    @torch.no_grad()
+    def probabilities(self, work: Work, outcome: Decided, leaving: Sequence[int]) -> Tensor:
+        """(L, n) of the answers of those that leave, which nothing else uses.
+
+        Args:
+            work: the last pass that has run.
+            outcome: of it, on the host.
+            leaving: L places in it.
+        """
+        if outcome.probabilities is not None:
+            # Copied out together, so that a result that is kept does not keep the batch.
+            return outcome.probabilities.index_select(0, torch.tensor(leaving))
+        rows = torch.from_numpy(np.array([work.slots[place] for place in leaving], dtype=np.int64))
+        step: int | Tensor = work.steps[leaving[0]]
+        steps = [work.steps[place] for place in leaving]
+        if any(one != step for one in steps):
+            step = torch.tensor(steps)
+        return self._sums.probabilities(rows, self._sums.answer_step(rows, step))
+
     def _places(self, work: Work) -> Tensor:
         """(3, A), or (3, b), on the device; without waiting for what that is doing."""
         images, rows, steps = list(work.slots), list(work.slots), list(work.steps)
@@ -172,7 +190,10 @@ class StreamState:
             images += [self._slots] * filled
             rows += range(self._slots, self._slots + filled)
             steps += (steps[-1:] or [2]) * filled
-        return to_device(torch.tensor((images, rows, steps)), self._device)
+        # Through numpy, which reads lists in half of torch's time.
+        return to_device(
+            torch.from_numpy(np.array((images, rows, steps), dtype=np.int64)), self._device
+        )
 
     def _runner(self, kind: Pass) -> PlacedPass:
         if self._record is None:
@@ -193,10 +214,10 @@ class StreamState:
         if self._fixed is not None and self._device.type != "cpu":
             self._fixed.keep_all(places[0])
             return
-        place_of = {slot: place for place, slot in enumerate(slots)}
         staying: list[int] = []
-        if not self._all_leave_at_the_glance:
-            staying = [slot for slot in stays.tolist() if slot in place_of]
+        if not self._all_leave_at_the_glance:  # behind the batch's rows are those that fill it up
+            staying = [slot for slot in stays.tolist() if 0 <= slot < self._slots]
+        place_of = {slot: place for place, slot in enumerate(slots)} if staying else {}
         self._images.keep([place_of[slot] for slot in staying], staying)
 
     def _glance(self, places: Tensor) -> Decided:
@@ -219,15 +240,14 @@ class StreamState:
     def _decided(self, kind: Pass, rows: Tensor, logits: Tensor, step: int | Tensor) -> Decided:
         check_logits(self._classifier, logits, kind.value)
         decided = self._sums.add(rows, logits, step)
-        answer_step = self._sums.answer_step(rows, step)
-        return Decided(
-            decided.active,
-            decided.confidence,
-            decided.prediction,
-            self._sums.probabilities(rows, answer_step),
-        )
+        probabilities = None
+        if self._fixed is not None:  # the host cannot see yet who leaves
+            answer_step = self._sums.answer_step(rows, step)
+            probabilities = self._sums.probabilities(rows, answer_step)
+        return Decided(decided.active, decided.confidence, decided.prediction, probabilities)
 
 
-def _to_pinned(tensor: Tensor) -> Tensor:
+def _to_pinned(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None  # a GPU decides about all images of a pass
     target = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return target.copy_(tensor, non_blocking=True)

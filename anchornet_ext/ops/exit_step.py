@@ -80,24 +80,32 @@ def exit_step(
             `validate`, rows out of range or repeated. Nothing has been written then.
         ImportError: the native library, or its CUDA half for CUDA tensors, does not load.
     """
-    if (
-        type(threshold) is float
-        and type(step) is int
-        and step >= 1
-        and type(temperature) is float
-        and criterion in _CRITERIA
-        and _is_plain(running, logits, active)
-        and not validate
-    ):
-        try:
-            return ExitStep(
-                *torch.ops.anchornet_ext.exit_step.default(
-                    running, logits, active, None, threshold, None, step, None, temperature,
-                    criterion == "probabilities",
+    if criterion in _CRITERIA and not validate and _is_plain(running, logits, active):
+        one_threshold = type(threshold) is float
+        one_step = type(step) is int
+        one_temperature = type(temperature) is float
+        if (
+            (one_threshold or _is_constant(threshold))
+            and (step >= 1 if one_step else _is_constant(step))
+            and (one_temperature or _is_constant(temperature))
+        ):
+            try:
+                return ExitStep(
+                    *torch.ops.anchornet_ext.exit_step.default(
+                        running,
+                        logits,
+                        active,
+                        None if one_threshold else threshold,
+                        threshold if one_threshold else 1.0,
+                        None if one_step else step,
+                        step if one_step else 1,
+                        None if one_temperature else temperature,
+                        temperature if one_temperature else 1.0,
+                        criterion == "probabilities",
+                    )
                 )
-            )  # fmt: skip
-        except RuntimeError:
-            pass  # the kernel has written nothing; what follows finds out the reason
+            except RuntimeError:
+                pass  # the kernel has written nothing; what follows finds out the reason
     _check(running, logits, active, criterion)
     thresholds, fixed_threshold = _per_image_float("threshold", threshold, running, active)
     steps, fixed_step = _per_image_step(step, running, active)
@@ -144,6 +152,11 @@ def _is_plain(running: Tensor, logits: Tensor, active: Tensor) -> bool:
         and _extension.available()
         and not torch.compiler.is_compiling()
     )
+
+
+def _is_constant(value: object) -> bool:
+    """Whether it is a tensor without a gradient, which the kernel can check by itself."""
+    return type(value) is Tensor and not value.requires_grad
 
 
 def _check(running: Tensor, logits: Tensor, active: Tensor, criterion: str) -> None:
