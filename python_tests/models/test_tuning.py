@@ -444,3 +444,23 @@ def test_the_whole_classifier() -> None:
     assert error.abs().max() < 0.1
     assert len(list(half.stream(images, image_size=(104, 112), batch=4))) == 12
     assert model.focus.convolutions[1].weight.requires_grad
+
+
+@pytest.mark.parametrize("where", ["an image", "a weight", "a norm"])
+def test_what_is_no_number_stays_none(where: str) -> None:
+    """A network that diverged must not give sure answers: oneDNN's ReLU makes 0 of NaN."""
+    network = build_backbone("resnet18", 3).eval()
+    images = noise(2, (64, 64), 0)
+    nothing = float("nan")
+    if where == "an image":
+        images[0, 0, 20, 20] = nothing
+    elif where == "a weight":
+        network.conv1.weight.data[0] = nothing
+    else:
+        network.bn1.running_mean[0] = nothing
+    with torch.no_grad():
+        expected = network(images)
+    assert expected[0].isnan().all()
+    found = tune(network, image_size=(64, 64))(images)
+    assert torch.equal(found.isnan(), expected.isnan())
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
