@@ -305,3 +305,19 @@ def test_two_threads_give_what_one_gives(own: bool, size: int) -> None:
             for results in pool.map(run, (1, -1)):
                 for got, wanted in zip(results, expected, strict=True):
                     assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("size", [6, 40])  # by this package's own kernel, where it is used, and not
+@pytest.mark.parametrize("with_add", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_activation_hides_nan(size: int, with_add: bool, dtype: torch.dtype) -> None:
+    _, conv = pair(32, 32, 3, padding=1)
+    conv.to(dtype)
+    x = images(2, 32, size, size, dtype=dtype)
+    add = torch.zeros_like(x) if with_add else None
+    x[0, 3, 2, 2] = torch.nan
+    with torch.no_grad():
+        out = conv.run_fused(x, add, "relu")
+    assert out[0, :, 1:4, 1:4].isnan().all()
+    assert out.isnan().sum() == 9 * 32
+    assert (out[1] >= 0).all()
