@@ -6,11 +6,14 @@ from torch import Tensor
 
 
 def require_images(images: Tensor) -> None:
-    """Makes sure that images are (B, 3, H, W); B may be 0.
+    """Makes sure that images are a tensor (B, 3, H, W); B may be 0.
 
     Raises:
-        ValueError: they are not.
+        TypeError: no tensor.
+        ValueError: another shape.
     """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor, got {type(images).__name__}")
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
 

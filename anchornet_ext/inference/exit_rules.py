@@ -89,6 +89,7 @@ def chosen_policy(
     Raises:
         ValueError: thresholds that are NaN or not T - 1, a policy for another number of exits,
             `exit_at` out of 1..T, or thresholds together with `exit_at` or with a policy.
+        TypeError: `exit_at` is no integer.
     """
     if thresholds is not None:
         if exit_at is not None:
@@ -96,6 +97,8 @@ def chosen_policy(
         if policy is not None:
             raise ValueError("give thresholds or a policy, not both: a policy has its own")
         policy = ExitPolicy(tuple(thresholds))
+    if exit_at is not None and not hasattr(exit_at, "__index__"):
+        raise TypeError(f"exit_at must be an integer, got {exit_at!r}")
     if exit_at is not None and not 1 <= exit_at <= num_exits:
         raise ValueError(f"exit_at must be 1 to {num_exits}, got {exit_at}")
     policy = policy or own or ExitPolicy.never(num_exits)

@@ -18,10 +18,14 @@ from .dense_layers import (
     initialise,
 )
 from .exits import IMAGES, ExitNetwork, Step
-from .network_config import require, require_choice, require_factors
-
-STEMS = ("small", "large")
-SPACINGS = ("even", "growing")
+from .network_config import (
+    SPACINGS,
+    STEMS,
+    kept_channels,
+    require,
+    require_choice,
+    require_factors,
+)
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ def _steps(config: MSDNetConfig, num_classes: int) -> Iterator[tuple[str, Step]]
                     yield made[scale], Step(module, (source[scale],))
             channels += config.growth
             if min(made) > min(source):
-                kept = math.floor(config.reduction * channels)
+                kept = kept_channels(channels, config.reduction)
                 for scale in made:
                     module = ConvNormReLU(
                         channels * factors[scale], kept * factors[scale], kernel=1

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+#: What a network's first layers are made for: CIFAR's images, or ImageNet's.
+STEMS = ("small", "large")
+#: How long its blocks are: alike, or each longer than the one before.
+SPACINGS = ("even", "growing")
 
 
 def require(holds: bool, name: str, wanted: str, value: object) -> None:
@@ -23,3 +29,10 @@ def require_factors(values: Sequence[int], name: str, length: int | None = None)
     right = len(factors) > 0 if length is None else len(factors) == length
     require(right and all(v >= 1 for v in factors), name, f"{wanted} from 1 on", factors)
     return factors
+
+
+def kept_channels(channels: int, reduction: float) -> int:
+    """How many of `channels` a transition keeps, or ValueError where that is none."""
+    kept = math.floor(reduction * channels)
+    require(kept >= 1, "reduction", f"at least 1 / {channels}, the channels there are", reduction)
+    return kept

@@ -20,10 +20,14 @@ from .dense_layers import (
     resized,
 )
 from .exits import IMAGES, ExitNetwork, Step
-from .network_config import require, require_choice, require_factors
-
-STEMS = ("small", "large")
-SPACINGS = ("even", "growing")
+from .network_config import (
+    SPACINGS,
+    STEMS,
+    kept_channels,
+    require,
+    require_choice,
+    require_factors,
+)
 
 
 @dataclass(frozen=True)
@@ -243,7 +247,7 @@ def _steps(config: RANetConfig, num_classes: int) -> Iterator[tuple[str, Step]]:
                 newest = _Features(f"{prefix}_end", newest.channels + added)
                 yield newest.step, step
             if config.has_transition(network, block):
-                kept = math.floor(newest.channels * config.reduction)
+                kept = kept_channels(newest.channels, config.reduction)
                 transition = ConvNormReLU(newest.channels, kept, kernel=1)
                 step = Step(transition, (newest.step,))
                 newest = _Features(f"{prefix}_transition", kept)

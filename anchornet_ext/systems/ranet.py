@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from anchornet_ext._options import option
-from anchornet_ext.models.ranet import RANET_PRESETS, SPACINGS, STEMS, RANet
+from anchornet_ext.models.network_config import SPACINGS, STEMS
+from anchornet_ext.models.ranet import RANET_PRESETS, RANet
 
 from .common.exit_networks import ExitNetworkSystem
 from .common.preset_options import PresetOptions

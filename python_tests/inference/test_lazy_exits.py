@@ -237,5 +237,9 @@ def test_bad_input(name: str) -> None:
         classify(model, images, [0.5] * (most - 1), policy=ExitPolicy.never(most))
     with pytest.raises(ValueError, match=r"images must be \(B, 3, H, W\)"):
         classify(model, images[:, :1])
+    with pytest.raises(TypeError, match="images must be a tensor, got ndarray"):
+        classify(model, images.numpy())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"exit_at must be an integer, got 2\.0"):
+        classify(model, images, exit_at=2.0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="floating point"):
         classify(model, images.to(torch.uint8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -185,6 +186,15 @@ def test_bad_msdnets(change: dict[str, object], message: str) -> None:
 def test_bad_ranets(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RANetConfig(**change)
+
+
+@pytest.mark.parametrize(
+    "network", [lambda: MSDNet(3, MSDNetConfig(reduction=1e-3)),
+                lambda: RANet(3, RANetConfig(reduction=1e-3))],
+)  # fmt: skip
+def test_a_transition_that_keeps_nothing_is_refused(network: Callable[[], nn.Module]) -> None:
+    with pytest.raises(ValueError, match=r"reduction must be at least 1 / \d+, the chan.*0\.001"):
+        network()
 
 
 def test_unknown_presets() -> None:
