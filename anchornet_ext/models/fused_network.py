@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -30,9 +29,7 @@ class FusedNetwork:
     batch.
 
     The way through the network is that of the time when this was made. Weights may change, hooks
-    may come: with hooks the network runs itself. Modules may not be exchanged. So does a network
-    with weights that are no numbers, and one that gets such images: ReLU as a part of oneDNN's
-    convolutions makes 0 of NaN, and a network that diverged would be sure of its answers.
+    may come: with hooks the network runs itself. Modules may not be exchanged.
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
@@ -54,7 +51,6 @@ class FusedNetwork:
             and _may_be_lowered(images)
             and runs_natively(images)
             and not any(self._hooks)
-            and math.isfinite(images.sum().item())
         )
 
     def __call__(self, images: Tensor) -> Any:
@@ -76,8 +72,6 @@ def _graph_of(network: nn.Module, dtype: torch.dtype) -> fx.GraphModule | None:
     In bfloat16 it is not with depthwise convolutions, which leave little between them for programs:
     it took up to 7 % longer. In float32 blocks with such are one operator.
     """
-    if not all(tensor.isfinite().all() for tensor in (*network.parameters(), *network.buffers())):
-        return None
     graph = fuse(network)
     if graph is None or dtype != torch.bfloat16:
         return graph
