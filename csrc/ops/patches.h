@@ -43,11 +43,13 @@ struct PlaceTable {
   int64_t image_index_stride, patch_stride, axis_stride;
   Divisor per_image;
 
+  ANCHORNET_HOST_DEVICE int64_t image(int64_t m) const {
+    return image_index != nullptr ? image_index[m * image_index_stride]
+                                  : per_image.quotient(static_cast<uint32_t>(m));
+  }
   ANCHORNET_HOST_DEVICE Place operator[](int64_t m) const {
     const int64_t* corner = top_left + m * patch_stride;
-    const int64_t image = image_index != nullptr ? image_index[m * image_index_stride]
-                                                 : per_image.quotient(static_cast<uint32_t>(m));
-    return {image, corner[0], corner[axis_stride]};
+    return {image(m), corner[0], corner[axis_stride]};
   }
 };
 

@@ -169,6 +169,7 @@ ANCHORNET_HOST_DEVICE inline T sum_at(const Scatter& s, const AnyBins& bins, con
                                       const Element& at) {
   Accumulate<T> sum = 0;
   const int64_t last = bins.end(at.image);
+  ANCHORNET_RARE_LOOP
   for (int64_t e = bins.begin(at.image); e < last; ++e) {
     const Entry entry = bins[e];
     if (covers(entry, s.bounds, at)) {
@@ -184,6 +185,7 @@ ANCHORNET_HOST_DEVICE inline T top_at(const Scatter& s, const AnyBins& bins, con
                                       const T* base, const int64_t (&base_stride)[4],
                                       const Element& at) {
   const int64_t first = bins.begin(at.image);
+  ANCHORNET_RARE_LOOP
   for (int64_t e = bins.end(at.image) - 1; e >= first; --e) {
     const Entry entry = bins[e];
     if (covers(entry, s.bounds, at)) return patches[patch_offset(s, entry, at)];

@@ -163,12 +163,12 @@ def test_halves_are_summed_in_float32(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("per_image", [1, 4])
 def test_the_kernels_know_the_image_of_patches_in_turn(device: str, per_image: int) -> None:
     """An index of no entries, as the operators get it on CUDA."""
-    patches = torch.randn(3 * per_image, 2, 5, 4, device=device)
+    patches = torch.randn(3 * per_image, 3, 5, 4, device=device)
     corners = torch.randint(0, 4, (3 * per_image, 2), device=device)
     index = torch.arange(3, device=device).repeat_interleave(per_image)
-    summed = RAW_SUM(patches, index, corners, 3, 9, 8)
-    assert torch.equal(RAW_SUM(patches, index[:0], corners, 3, 9, 8), summed)
-    base = torch.randn(3, 2, 9, 8, device=device)
+    summed = RAW_SUM(patches, index, corners, 3, 9, 7)
+    assert torch.equal(RAW_SUM(patches, index[:0], corners, 3, 9, 7), summed)
+    base = torch.randn(3, 3, 9, 7, device=device)
     written = RAW_ONTO(base, patches, index, corners)
     assert torch.equal(RAW_ONTO(base, patches, index[:0], corners), written)
 
