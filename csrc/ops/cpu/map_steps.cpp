@@ -86,60 +86,36 @@ ANCHORNET_INLINE void mean(const T* x, int64_t rows, int64_t columns, int64_t ro
 
 }  // namespace
 
-ANCHORNET_CLONES(void, affine,
-                 (const float* x, const float* factor, const float* summand, bool relu, float* y,
-                  int64_t pixels, int64_t channels, int64_t step),
-                 (x, factor, summand, relu, y, pixels, channels, step)) {
-  affine_of(x, factor, summand, relu, y, pixels, channels, step);
-}
+// Each for every instruction set.
+#define ANCHORNET_DEFINE_STEPS(T)                                                                  \
+  ANCHORNET_CLONES(void, affine,                                                                   \
+                   (const T* x, const float* factor, const float* summand, bool relu, T* y,        \
+                    int64_t pixels, int64_t channels, int64_t step),                               \
+                   (x, factor, summand, relu, y, pixels, channels, step)) {                        \
+    affine_of(x, factor, summand, relu, y, pixels, channels, step);                                \
+  }                                                                                                \
+  ANCHORNET_CLONES(                                                                                \
+      void, sum_of,                                                                                \
+      (const T* x, const T* add, bool relu, T* y, int64_t pixels, int64_t channels, int64_t step), \
+      (x, add, relu, y, pixels, channels, step)) {                                                 \
+    add_maps(x, add, relu, y, pixels, channels, step);                                             \
+  }                                                                                                \
+  ANCHORNET_CLONES(void, max_of,                                                                   \
+                   (const T* x, int64_t rows, int64_t columns, int64_t row, int64_t column, T* y,  \
+                    int64_t channels),                                                             \
+                   (x, rows, columns, row, column, y, channels)) {                                 \
+    largest(x, rows, columns, row, column, y, channels);                                           \
+  }                                                                                                \
+  ANCHORNET_CLONES(void, mean_of,                                                                  \
+                   (const T* x, int64_t rows, int64_t columns, int64_t row, int64_t column, T* y,  \
+                    int64_t channels, float count),                                                \
+                   (x, rows, columns, row, column, y, channels, count)) {                          \
+    mean(x, rows, columns, row, column, y, channels, count);                                       \
+  }
 
-ANCHORNET_CLONES(void, sum_of,
-                 (const float* x, const float* add, bool relu, float* y, int64_t pixels,
-                  int64_t channels, int64_t step),
-                 (x, add, relu, y, pixels, channels, step)) {
-  add_maps(x, add, relu, y, pixels, channels, step);
-}
+ANCHORNET_DEFINE_STEPS(float)
+ANCHORNET_DEFINE_STEPS(BFloat16)
 
-ANCHORNET_CLONES(void, max_of,
-                 (const float* x, int64_t rows, int64_t columns, int64_t row, int64_t column,
-                  float* y, int64_t channels),
-                 (x, rows, columns, row, column, y, channels)) {
-  largest(x, rows, columns, row, column, y, channels);
-}
-
-ANCHORNET_CLONES(void, mean_of,
-                 (const float* x, int64_t rows, int64_t columns, int64_t row, int64_t column,
-                  float* y, int64_t channels, float count),
-                 (x, rows, columns, row, column, y, channels, count)) {
-  mean(x, rows, columns, row, column, y, channels, count);
-}
-
-ANCHORNET_CLONES(void, affine,
-                 (const BFloat16* x, const float* factor, const float* summand, bool relu,
-                  BFloat16* y, int64_t pixels, int64_t channels, int64_t step),
-                 (x, factor, summand, relu, y, pixels, channels, step)) {
-  affine_of(x, factor, summand, relu, y, pixels, channels, step);
-}
-
-ANCHORNET_CLONES(void, sum_of,
-                 (const BFloat16* x, const BFloat16* add, bool relu, BFloat16* y, int64_t pixels,
-                  int64_t channels, int64_t step),
-                 (x, add, relu, y, pixels, channels, step)) {
-  add_maps(x, add, relu, y, pixels, channels, step);
-}
-
-ANCHORNET_CLONES(void, max_of,
-                 (const BFloat16* x, int64_t rows, int64_t columns, int64_t row, int64_t column,
-                  BFloat16* y, int64_t channels),
-                 (x, rows, columns, row, column, y, channels)) {
-  largest(x, rows, columns, row, column, y, channels);
-}
-
-ANCHORNET_CLONES(void, mean_of,
-                 (const BFloat16* x, int64_t rows, int64_t columns, int64_t row, int64_t column,
-                  BFloat16* y, int64_t channels, float count),
-                 (x, rows, columns, row, column, y, channels, count)) {
-  mean(x, rows, columns, row, column, y, channels, count);
-}
+#undef ANCHORNET_DEFINE_STEPS
 
 }  // namespace anchornet::maps
