@@ -8,15 +8,12 @@ namespace anchornet::mbconv {
 
 template <int W>
 ANCHORNET_INLINE Vector<W> relu(Vector<W> x) {
-  const Vector<W> zero{};
-  return x < zero ? zero : x;
+  return at_least<W>(x, Vector<W>{});
 }
 
 template <int W>
 ANCHORNET_INLINE Vector<W> relu6(Vector<W> x) {
-  const Vector<W> six = Vector<W>{} + 6.f;
-  x = relu<W>(x);
-  return x > six ? six : x;
+  return at_most<W>(relu<W>(x), Vector<W>{} + 6.f);
 }
 
 template <int W>

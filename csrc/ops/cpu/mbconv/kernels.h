@@ -54,25 +54,26 @@ struct DepthwiseRow {
   int64_t pixels, stride, channels;
 };
 
-// y = activation(depthwise convolution + bias), one row of `pixels`; `sum` is that of y. Of the
-// kernel's rows only those inside the map are there; left and right x has borders of zeros.
-struct PaddedRow {
-  const float* x;  // the first of `rows` rows, from its border on
-  int64_t rows, x_row, x_pixel;
-  const float* weight;  // of these rows, (rows * kernel, weight_step)
+// y = activation(depthwise convolution + bias), rows [begin, begin + rows) of `pixels` each; `sum`
+// is that of each row of y. Left and right x has borders of zeros, above and below it ends.
+struct PaddedRows {
+  const float* x;  // row x_begin of `height` rows, from its border on
+  int64_t x_begin, height, x_row, x_pixel;
+  const float* weight;  // (kernel * kernel, weight_step)
   int64_t weight_step;
   const float* bias;  // (channels)
-  float* y;
-  int64_t y_pixel;
-  float* sum;  // (channels), or null
-  int64_t pixels, kernel, stride, channels, activation;
+  float* y;           // row `begin`
+  int64_t y_row, y_pixel;
+  float* sum;  // (rows, sum_row), or null
+  int64_t sum_row;
+  int64_t begin, rows, pixels, kernel, stride, channels, activation;
 };
 
 struct Kernels {
   int64_t width;  // floats in a vector
   void (*product)(const Product& job);
   void (*depthwise_row)(const DepthwiseRow& job);
-  void (*padded_row)(const PaddedRow& job);
+  void (*padded_rows)(const PaddedRows& job);
   // Packed weights of `channels` outputs: y = x with input i times gate[i].
   void (*scale)(const float* x, const float* gate, int64_t inputs, int64_t channels, float* y);
   void (*silu)(float* x, int64_t count);     // in place; `count` is a multiple of `width`

@@ -2,8 +2,8 @@
 // squeeze-and-excitation come down to.
 //
 // Weights are packed in panels of up to kPanelVectors vectors of outputs, a panel holding the
-// weights of its first input, its second and so on. A tile of kTile pixels by one panel is summed
-// in registers.
+// weights of its first input, its second and so on. A tile of up to kTile pixels by one panel is
+// summed in registers.
 #pragma once
 
 #include "ops/cpu/mbconv/activations.h"
@@ -12,13 +12,26 @@
 
 namespace anchornet::mbconv {
 
-// Registers: 32 with 16 floats each, 16 otherwise.
-template <int W>
-constexpr int kTile = W == 16 ? 8 : 4;
+// Pixels at a time. Registers: 32 with 16 floats each, 16 otherwise; a panel of fewer vectors
+// leaves more of them for pixels, which keeps the multipliers as busy.
+template <int W, int kVectors>
+constexpr int kTile = W == 16 ? (kVectors == 3   ? 8
+                                 : kVectors == 2 ? 12
+                                                 : 16)
+                              : (kVectors == 3   ? 4
+                                 : kVectors == 2 ? 6
+                                                 : 8);
+
+// Where a tile of the output begins: rows of it may have something between them.
+struct Place {
+  float* y;
+  const float* add;
+  int64_t column;
+};
 
 template <int W, int kVectors, int kPixels>
 ANCHORNET_INLINE void product_tile(const Product& job, const float* x, const float* weight,
-                                   const float* bias, float* y, const float* add) {
+                                   const float* bias, Place& at) {
   Vector<W> sum[kPixels][kVectors];
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) {
@@ -34,70 +47,82 @@ ANCHORNET_INLINE void product_tile(const Product& job, const float* x, const flo
       __builtin_prefetch(next + kPixels / 2 * job.x_pixel);
       __builtin_prefetch(next + kPixels * job.x_pixel);
     }
-    for (int64_t k = 0; k < job.depth; ++k, ++run, weight += kVectors * W) {
+    // One pointer for four pixels: for one each there are too few registers.
+    const float* four[(kPixels + 3) / 4];
+#pragma GCC unroll 16
+    for (int p = 0; p < kPixels; p += 4) four[p / 4] = run + p * job.x_pixel;
+    for (int64_t k = 0; k < job.depth; ++k, weight += kVectors * W) {
       Vector<W> w[kVectors];
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) w[v] = load<W>(weight + v * W);
 #pragma GCC unroll 16
       for (int p = 0; p < kPixels; ++p) {
-        const float value = run[p * job.x_pixel];
+        const float value = four[p / 4][p % 4 * job.x_pixel];
 #pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v) sum[p][v] += value * w[v];
+      }
+#pragma GCC unroll 16
+      for (const float*& at : four) {
+        ++at;
+        asm("" : "+r"(at));  // or the compiler makes one pointer for each pixel again
       }
     }
   }
   activate_cheaply<W, kPixels, kVectors>(job.activation, sum);
+  if (at.add != nullptr) {
+#pragma GCC unroll 16
+    for (int p = 0; p < kPixels; ++p, at.add += job.add_pixel) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) sum[p][v] += load<W>(at.add + v * W);
+    }
+  }
+  const int64_t gap = job.y_row - job.pixels * job.y_pixel;
 #pragma GCC unroll 16
   for (int p = 0; p < kPixels; ++p) {
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      Vector<W> out = sum[p][v];
-      if (add != nullptr) out += load<W>(add + p * job.add_pixel + v * W);
-      store<W>(y + p * job.y_pixel + v * W, out);
+    for (int v = 0; v < kVectors; ++v) store<W>(at.y + v * W, sum[p][v]);
+    at.y += job.y_pixel;
+    if (++at.column == job.pixels) {
+      at.column = 0;
+      at.y += gap;
     }
   }
 }
 
-// Picks the instantiation for `pixels` in [1, kTile].
-template <int W, int kVectors, int kPixels = kTile<W>>
+// Picks the instantiation for `pixels` in [1, kPixels].
+template <int W, int kVectors, int kPixels = kTile<W, kVectors>>
 ANCHORNET_INLINE void product_tile_of(int64_t pixels, const Product& job, const float* x,
-                                      const float* weight, const float* bias, float* y,
-                                      const float* add) {
+                                      const float* weight, const float* bias, Place& at) {
   if constexpr (kPixels > 1) {
     if (pixels < kPixels) {
-      return product_tile_of<W, kVectors, kPixels - 1>(pixels, job, x, weight, bias, y, add);
+      return product_tile_of<W, kVectors, kPixels - 1>(pixels, job, x, weight, bias, at);
     }
   }
-  product_tile<W, kVectors, kPixels>(job, x, weight, bias, y, add);
+  product_tile<W, kVectors, kPixels>(job, x, weight, bias, at);
 }
 
 template <int W, int kVectors>
 ANCHORNET_INLINE void product_panel(const Product& job, const float* weight, int64_t first) {
+  // Rows that follow one another in x are one long row: those of a small map fill no tile.
+  const bool is_long = job.add == nullptr && job.x_row == job.pixels * job.x_pixel;
+  const int64_t rows = is_long ? 1 : job.rows, count = is_long ? job.rows * job.pixels : job.pixels;
   // Tiles of nearly the same size: a tile of one or two pixels would wait for its own sums.
-  const int64_t tiles = (job.pixels + kTile<W> - 1) / kTile<W>;
-  const int64_t size = job.pixels / tiles, larger = job.pixels % tiles;
-  for (int64_t r = 0; r < job.rows; ++r) {
+  const int64_t tiles = (count + kTile<W, kVectors> - 1) / kTile<W, kVectors>;
+  const int64_t size = count / tiles, larger = count % tiles;
+  for (int64_t r = 0; r < rows; ++r) {
     const float* x = job.x + r * job.x_row;
-    float* y = job.y + r * job.y_row + first;
-    const float* add = job.add == nullptr ? nullptr : job.add + r * job.add_row + first;
+    Place at{job.y + r * job.y_row + first,
+             job.add == nullptr ? nullptr : job.add + r * job.add_row + first, 0};
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t pixels = size + (t < larger);
-      product_tile_of<W, kVectors>(pixels, job, x, weight, job.bias + first, y, add);
+      product_tile_of<W, kVectors>(pixels, job, x, weight, job.bias + first, at);
       x += pixels * job.x_pixel;
-      y += pixels * job.y_pixel;
-      if (add != nullptr) add += pixels * job.add_pixel;
     }
   }
 }
 
 template <int W>
-ANCHORNET_INLINE void product(Product job) {
-  // Rows that follow one another are one long row.
-  if (job.add == nullptr && job.x_row == job.pixels * job.x_pixel &&
-      job.y_row == job.pixels * job.y_pixel) {
-    job.pixels *= job.rows;
-    job.rows = 1;
-  }
+ANCHORNET_INLINE void product(const Product& job) {
   const int64_t depth = job.segments * job.depth;
   for (int64_t first = 0; first < job.channels; first += kPanelVectors * W) {
     const float* weight = job.weight + first * depth;

@@ -15,7 +15,7 @@
 
 namespace anchornet::residuals {
 
-using mbconv::PaddedRow;
+using mbconv::PaddedRows;
 using mbconv::point_product;
 
 class Blocks {
@@ -29,12 +29,19 @@ class Blocks {
                              (l.kernel * l.in_channels + l.deep_kernel * l.deep_kernel);
     if (s.whole) {
       team_.share(s.panels(), n * l.out_height * row_cost, [&](int64_t begin, int64_t end) {
-        Buffer buffer(s.band_size());
-        float* const expanded = with_borders(s, 1, buffer);
+        // Of as many images as their expansions stay in the first cache together: a map of few
+        // pixels would leave a product's tiles half empty.
+        const int64_t most = std::clamp<int64_t>(kExpanded / s.band_size(), 1, n);
+        Buffer buffer(most * s.band_size());
+        float* const expanded = with_borders(s, most, buffer);
         for (int64_t p = begin; p < end; ++p) {
-          for (int64_t i = 0; i < n; ++i) {
-            deepen(s, x + i * s.in_size(), p, {0, l.out_height, 0, 0, l.height, 0}, expanded,
-                   scratch.deep + i * s.deep_size(), sums_of(s, scratch, i));
+          for (int64_t first = 0; first < n; first += most) {
+            const int64_t count = std::min(most, n - first);
+            expand(s, x + first * s.in_size(), p, count * l.height, expanded);
+            for (int64_t i = 0; i < count; ++i) {
+              deepen(s, p, {0, l.out_height, 0, 0, l.height, 0}, expanded + i * s.band_size(),
+                     scratch.deep + (first + i) * s.deep_size(), sums_of(s, scratch, first + i));
+            }
           }
         }
       });
@@ -65,11 +72,12 @@ class Blocks {
     return scratch.sums + image * s.layer.out_height * s.channels;
   }
 
-  // Room for the expanded rows of some panels; of what is in it only the borders are set, to zero.
-  static float* with_borders(const Stage& s, int64_t panels, Buffer& buffer) {
-    float* const rows = buffer.take(panels * s.band_size());
+  // Room for the expanded rows of some panels or images; of what is in it only the borders are set,
+  // to zero.
+  static float* with_borders(const Stage& s, int64_t count, Buffer& buffer) {
+    float* const rows = buffer.take(count * s.band_size());
     const int64_t border = s.border() * s.panel, row = s.band_row();
-    for (float* at = rows; at < rows + panels * s.band_size(); at += row) {
+    for (float* at = rows; at < rows + count * s.band_size(); at += row) {
       std::fill_n(at, border, 0.f);
       std::fill_n(at + row - border, border, 0.f);
     }
@@ -98,7 +106,16 @@ class Blocks {
       band.made = std::max(band.begin, made);
       float* const to = own != nullptr ? own - r * deep_row : deep;
       for (int64_t p = 0; p < s.panels(); ++p) {
-        deepen(s, x, p, band, expanded + p * s.band_size(), to, sums);
+        float* const rows = expanded + p * s.band_size();
+        const int64_t row = s.band_row(), kept = band.made - band.begin;
+        if (kept > 0) {
+          std::memmove(rows, rows + (band.begin - band.held) * row, kept * row * sizeof(float));
+        }
+        if (band.end > band.made) {
+          expand(s, x + band.made * l.in_width * s.in_pixel, p, band.end - band.made,
+                 rows + kept * row);
+        }
+        deepen(s, p, band, rows, to, sums);
       }
       if (own != nullptr) {
         const int64_t pixel = r * l.out_width;
@@ -108,46 +125,40 @@ class Blocks {
     }
   }
 
-  // A band of one panel: of the expansion (or of the input, where there is none) into `expanded`,
-  // of the depthwise convolution into `deep`.
-  void deepen(const Stage& s, const float* x, int64_t panel, const Band& band, float* expanded,
-              float* deep, float* sums) const {
+  // Of one panel a band of the depthwise convolution of `expanded`, into `deep`.
+  void deepen(const Stage& s, int64_t panel, const Band& band, const float* expanded, float* deep,
+              float* sums) const {
     const Layer& l = s.layer;
-    const int64_t first = panel * s.panel, row = s.band_row();
-    const int64_t channels = std::min(s.panel, s.channels - first);
-    const int64_t kept = band.made - band.begin;
-    if (kept > 0) {
-      std::memmove(expanded, expanded + (band.begin - band.held) * row, kept * row * sizeof(float));
-    }
-    expand(s, x + band.made * l.in_width * s.in_pixel, first, channels, band.end - band.made,
-           expanded + kept * row);
-    PaddedRow job{};
-    job.x_row = row;
+    const int64_t first = panel * s.panel;
+    PaddedRows job{};
+    job.x = expanded;
+    job.x_begin = band.begin;
+    job.height = l.height;
+    job.x_row = s.band_row();
     job.x_pixel = s.panel;
+    job.weight = s.weights.deep + first;
     job.weight_step = s.channels;
     job.bias = s.weights.deep_bias + first;
+    job.y_row = l.out_width * s.channels;
     job.y_pixel = s.channels;
+    job.y = deep + band.row * job.y_row + first;
+    job.sum = sums == nullptr ? nullptr : sums + band.row * s.channels + first;
+    job.sum_row = s.channels;
+    job.begin = band.row;
+    job.rows = band.rows;
     job.pixels = l.out_width;
     job.kernel = l.deep_kernel;
     job.stride = l.deep_stride;
-    job.channels = channels;
+    job.channels = s.panel_channels(panel);
     job.activation = l.deep_activation;
-    for (int64_t r = band.row; r < band.row + band.rows; ++r) {
-      const int64_t top = r * l.deep_stride - s.border();
-      const int64_t begin = std::max<int64_t>(0, top);
-      job.rows = std::min(l.height, top + l.deep_kernel) - begin;
-      job.x = expanded + (begin - band.begin) * row;
-      job.weight = s.weights.deep + (begin - top) * l.deep_kernel * s.channels + first;
-      job.y = deep + r * l.out_width * s.channels + first;
-      job.sum = sums == nullptr ? nullptr : sums + r * s.channels + first;
-      team_.kernels.padded_row(job);
-    }
+    team_.kernels.padded_rows(job);
   }
 
-  // `rows` rows of `channels` channels from `first` on, between their borders.
-  void expand(const Stage& s, const float* x, int64_t first, int64_t channels, int64_t rows,
-              float* y) const {
+  // One panel of the expansion (of the input, where there is none) of `rows` rows, between their
+  // borders.
+  void expand(const Stage& s, const float* x, int64_t panel, int64_t rows, float* y) const {
     const Layer& l = s.layer;
+    const int64_t first = panel * s.panel, channels = s.panel_channels(panel);
     float* const inside = y + s.border() * s.panel;
     if (l.kernel == 0) {
       for (int64_t r = 0; r < rows; ++r) {

@@ -15,8 +15,10 @@ using mbconv::round_up;
 // Floats of a panel's expanded map with borders up to which it is made at once, and of a band.
 constexpr int64_t kWholeMap = 48 << 10;
 constexpr int64_t kBand = 24 << 10;
+// Floats of a panel's expanded maps of several images.
+constexpr int64_t kExpanded = 8 << 10;
 // Floats of the maps of all images that are gone through together.
-constexpr int64_t kTogether = 320 << 10;
+constexpr int64_t kTogether = 520 << 10;
 
 // Where the packed parts of a layer begin.
 struct Weights {
@@ -38,6 +40,7 @@ struct Stage {
   int64_t out_pixels() const { return layer.out_height * layer.out_width; }
   int64_t out_size() const { return out_pixels() * out_channels; }
   int64_t panels() const { return (channels + panel - 1) / panel; }
+  int64_t panel_channels(int64_t p) const { return std::min(panel, channels - p * panel); }
   int64_t border() const { return layer.deep_kernel / 2; }
   int64_t band_row() const { return (layer.width + 2 * border()) * panel; }
   int64_t band_rows(int64_t rows) const {
@@ -148,6 +151,12 @@ inline std::vector<Phase> make_phases(const std::vector<Stage>& stages, int64_t 
       group = fit;
     }
     phases.back().end = i + 1;
+  }
+  // In equal parts: a few images left over would read all the weights for themselves.
+  int64_t images = count;
+  for (auto phase = phases.rbegin(); phase != phases.rend(); ++phase) {
+    const int64_t parts = (images + phase->group - 1) / phase->group;
+    images = phase->group = (images + parts - 1) / parts;
   }
   return phases;
 }
