@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "common/cuda.cuh"
+#include "common/divisor.h"
 
 namespace anchornet::cam {
 namespace {
@@ -22,6 +23,7 @@ constexpr int kPixelsBlocks = 5, kChannelsBlocks = 4;
 // Pixels that a thread of the channels-contiguous kernel works on: each weight it loads serves them
 // all, and their loads are in flight together.
 constexpr int kPixels = 4;
+constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
 
 template <typename A, typename T>
 __device__ __forceinline__ A widen(T x) {
@@ -75,7 +77,14 @@ struct Arguments {
   int64_t class_stride;
   A* map;  // (B, h * w)
   int64_t batch, channels, pixels;
-  int64_t tiles;  // of an image's pixels, one for a block at a time
+  int64_t items;   // tiles of the pixels of all images, one for a block at a time
+  Divisor images;  // an image's pixels, or tiles of them
+  bool divides;    // pixels by it: there are not too many
+
+  // Of a pixel, counted through all images.
+  __device__ __forceinline__ int64_t image_of(int64_t pixel) const {
+    return divides ? images.quotient(static_cast<uint32_t>(pixel)) : pixel / pixels;
+  }
 };
 
 // sum += weight * x over kUnroll channels from `first` on, kWarps apart; all of their loads are
@@ -103,11 +112,13 @@ __global__ void __launch_bounds__(kThreads, kPixelsBlocks)
   constexpr int kUnroll = sizeof(T) <= 4 ? 8 : 4;
   __shared__ A partial[kWarps][kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  for (int64_t item = blockIdx.x; item < a.batch * a.tiles; item += gridDim.x) {
-    const int64_t b = item / a.tiles;
-    const int64_t p = (item % a.tiles) * kWarp + lane;
+  for (int64_t item = blockIdx.x; item < a.items; item += gridDim.x) {
+    // Pixels are counted through all images, so that only the last tile of all is not full.
+    const int64_t number = item * kWarp + lane;
+    const bool exists = number < a.batch * a.pixels;
     A sum = 0;
-    if (p < a.pixels) {
+    if (exists) {
+      const int64_t b = a.image_of(number), p = number - b * a.pixels;
       const int64_t n = clamp_class(a.classes[b * a.class_stride], a.num_classes);
       const T* x = a.features + b * a.image_stride + a.runs.offset(p);
       int64_t c = warp;
@@ -118,9 +129,9 @@ __global__ void __launch_bounds__(kThreads, kPixelsBlocks)
     }
     partial[warp][lane] = sum;
     __syncthreads();
-    if (warp == 0 && p < a.pixels) {
+    if (warp == 0 && exists) {
       for (int w = 1; w < kWarps; ++w) sum += partial[w][lane];
-      a.map[b * a.pixels + p] = sum;
+      a.map[number] = sum;
     }
     __syncthreads();  // before the next item overwrites the partial sums
   }
@@ -137,40 +148,38 @@ __global__ void __launch_bounds__(kThreads, kChannelsBlocks)
     channels_kernel(const Arguments<T, A, W> a) {
   constexpr int kGroups = kThreads / kGroup;
   const int lane = threadIdx.x % kGroup, group = threadIdx.x / kGroup;
-  for (int64_t item = blockIdx.x; item < a.batch * a.tiles; item += gridDim.x) {
-    const int64_t b = item / a.tiles;
-    const int64_t first = (item % a.tiles) * kGroups * kPixels + group;
-    const int64_t n = clamp_class(a.classes[b * a.class_stride], a.num_classes);
-    const T* pixel[kPixels];
-    A sum[kPixels] = {};
+  const uint32_t b = a.images.quotient(blockIdx.x);
+  const int64_t first = int64_t{blockIdx.x - b * a.images.divisor()} * kGroups * kPixels + group;
+  const int64_t n = clamp_class(a.classes[b * a.class_stride], a.num_classes);
+  const T* pixel[kPixels];
+  A sum[kPixels] = {};
+#pragma unroll
+  for (int j = 0; j < kPixels; ++j) {
+    // Lanes beyond the last pixel repeat it, so that all lanes reach the shuffles below.
+    const int64_t p = min(first + j * kGroups, a.pixels - 1);
+    pixel[j] = a.features + b * a.image_stride + a.runs.offset(p);
+  }
+  for (int64_t c = lane * kVector; c < a.channels; c += kGroup * kVector) {
+    Vector<T, kVector> value[kPixels];
 #pragma unroll
     for (int j = 0; j < kPixels; ++j) {
-      // Lanes beyond the last pixel repeat it, so that all lanes reach the shuffles below.
-      const int64_t p = min(first + j * kGroups, a.pixels - 1);
-      pixel[j] = a.features + b * a.image_stride + a.runs.offset(p);
-    }
-    for (int64_t c = lane * kVector; c < a.channels; c += kGroup * kVector) {
-      Vector<T, kVector> value[kPixels];
-#pragma unroll
-      for (int j = 0; j < kPixels; ++j) {
-        value[j] = *reinterpret_cast<const Vector<T, kVector>*>(pixel[j] + c);
-      }
-#pragma unroll
-      for (int e = 0; e < kVector; ++e) {
-        const A weight = a.weights.at(n, c + e);
-#pragma unroll
-        for (int j = 0; j < kPixels; ++j) sum[j] += weight * widen<A>(value[j].at[e]);
-      }
+      value[j] = *reinterpret_cast<const Vector<T, kVector>*>(pixel[j] + c);
     }
 #pragma unroll
-    for (int j = 0; j < kPixels; ++j) {
+    for (int e = 0; e < kVector; ++e) {
+      const A weight = a.weights.at(n, c + e);
 #pragma unroll
-      for (int distance = kGroup / 2; distance > 0; distance /= 2) {
-        sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], distance);
-      }
-      const int64_t p = first + j * kGroups;
-      if (lane == 0 && p < a.pixels) a.map[b * a.pixels + p] = sum[j];
+      for (int j = 0; j < kPixels; ++j) sum[j] += weight * widen<A>(value[j].at[e]);
     }
+  }
+#pragma unroll
+  for (int j = 0; j < kPixels; ++j) {
+#pragma unroll
+    for (int distance = kGroup / 2; distance > 0; distance /= 2) {
+      sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], distance);
+    }
+    const int64_t p = first + j * kGroups;
+    if (lane == 0 && p < a.pixels) a.map[b * a.pixels + p] = sum[j];
   }
 }
 
@@ -198,24 +207,35 @@ void launch(const Tensor& features, const Weights<A, W>& weights, int64_t num_cl
                        features.size(0),
                        features.size(1),
                        features.size(2) * features.size(3),
-                       0};
+                       0,
+                       {},
+                       false};
   const cudaStream_t stream = current_stream(features);
-  // Sets the number of tiles and returns that of blocks; the kernels loop where there are more.
-  const auto split = [&a](int64_t pixels_per_tile) {
-    a.tiles = (a.pixels + pixels_per_tile - 1) / pixels_per_tile;
+  // Both return the number of blocks.
+  const auto split_images = [&](int64_t pixels_per_tile) {
+    const int64_t tiles = (a.pixels + pixels_per_tile - 1) / pixels_per_tile;
+    STD_TORCH_CHECK(a.batch <= kMost / tiles, "class_activation_map: ", a.batch, " maps of ",
+                    a.pixels, " pixels are more than one launch can make");
+    a.images = Divisor(tiles);
+    return static_cast<unsigned>(a.batch * tiles);
+  };
+  const auto split_all = [&](int64_t pixels_per_tile) {
+    a.items = (a.batch * a.pixels + pixels_per_tile - 1) / pixels_per_tile;
+    a.divides = a.batch * a.pixels <= kMost;
+    if (a.divides) a.images = Divisor(a.pixels);
     return static_cast<unsigned>(
-        std::min<int64_t>(a.batch * a.tiles, std::numeric_limits<int32_t>::max()));
+        std::min(a.items, kMost));  // the kernel loops where there are more
   };
   const bool neighbours = runs.step == 1 && runs.length > 1;
   if (neighbours || a.channel_stride != 1) {
-    const unsigned blocks = split(kWarp);
+    const unsigned blocks = split_all(kWarp);
     launch_kernel(pixels_kernel<T, A, W>, {blocks, kThreads}, stream, a);
   } else if (can_read_vectors<T>(features, runs)) {
     constexpr int kVector = 16 / sizeof(T), kGroup = 8;
-    const unsigned blocks = split(kThreads / kGroup * kPixels);
+    const unsigned blocks = split_images(kThreads / kGroup * kPixels);
     launch_kernel(channels_kernel<T, A, W, kVector, kGroup>, {blocks, kThreads}, stream, a);
   } else {
-    const unsigned blocks = split(kThreads / kWarp * kPixels);
+    const unsigned blocks = split_images(kThreads / kWarp * kPixels);
     launch_kernel(channels_kernel<T, A, W, 1, kWarp>, {blocks, kThreads}, stream, a);
   }
 }
