@@ -198,7 +198,9 @@ def _classify(
     # Bytes stay bytes until a pass takes them in: the glance a small picture, the focus network
     # patches, and AnchorNet those images that it sees.
     normalisation = classifier.normalisation() if images.dtype == torch.uint8 else {}
-    dtype = torch.promote_types(normalisation.get("dtype", images.dtype), torch.float32)
+    dtype = normalisation.get("dtype", images.dtype)
+    if dtype != torch.float64:  # the sums of half precision are float32
+        dtype = torch.float32
     state = ExitState(batch, classifier.num_classes, rules, dtype, device)
     seen = _Places(batch, rules.num_exits, device)
 
@@ -227,7 +229,7 @@ def _classify(
         check_logits(classifier, logits, "glance" if step == 1 else "focus")
         for exit_step in range(step, step + size):
             cost[exit_step - 1] = plan.macs[step + size - 2]
-        active = _decide(state, rules, active, logits.reshape(size, len(active), -1), step)
+        active = _decide(state, rules, active, logits, step, size)
         step += size
 
     answers = state.answers()
@@ -299,6 +301,10 @@ class _Places:
             return self._nothing(self._patches, 2)
         if common == self._patches + 1:
             return self._top_left
+        if common is not None:
+            of_all = self._top_left.clone()
+            of_all[:, common - 1 :] = -1
+            return of_all
         used = torch.arange(1, self._patches + 1, device=self._device) < exit_step[:, None]
         return torch.where(used[:, :, None], self._top_left, -1)
 
@@ -308,11 +314,12 @@ class _Places:
 
 
 def _decide(
-    state: ExitState, rules: ExitRules, active: Tensor, logits: Tensor, step: int
+    state: ExitState, rules: ExitRules, active: Tensor, logits: Tensor, step: int, size: int
 ) -> Tensor:
-    """Lets images leave after the inputs from `step` on, (size, A, n), and returns who stays."""
+    """Lets images leave after `size` inputs from `step` on, (size A, n), and returns who stays."""
     group = active
-    for current, said in enumerate(logits.unbind(), start=step):
+    each = (logits,) if size == 1 else logits.reshape(size, len(active), -1).unbind()
+    for current, said in enumerate(each, start=step):
         if len(active) < len(group):
             row = torch.empty(len(state), dtype=torch.int64, device=active.device)
             row[group] = torch.arange(len(group), device=active.device)

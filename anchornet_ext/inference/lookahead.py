@@ -29,6 +29,8 @@ def checked_lookahead(lookahead: Lookahead) -> tuple[int, ...]:
     """
     if lookahead == "free":
         return ()
+    if type(lookahead) is int and lookahead >= 1:
+        return (lookahead,)
     sizes: tuple[object, ...] = (
         tuple(lookahead) if isinstance(lookahead, Sequence) else (lookahead,)
     )
