@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from anchornet_ext._files import write_whole
+from anchornet_ext._formats import require_version
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
@@ -173,14 +174,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not _is_own(config):
         raise ValueError(f"{path} does not describe an {FORMAT}{_what_else(folder, config)}")
-    version = config.get("format_version")
-    if not isinstance(version, int) or version < 1:
-        raise ValueError(f"{path} has the format version {version!r}")
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {version}, this anchornet_ext reads up to "
-            f"{FORMAT_VERSION}: update the package"
-        )
+    require_version(config, FORMAT_VERSION, str(path))
     return config
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from anchornet_ext._files import write_whole
+from anchornet_ext._formats import require_version
 
 FORMAT = "anchornet_ext exit policy"
 FORMAT_VERSION = 1
@@ -125,14 +126,7 @@ class ExitPolicy:
         """
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             raise ValueError(f"this does not describe an {FORMAT}")
-        version = values.get("format_version")
-        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise ValueError(f"the format version is {version!r}")
-        if version > FORMAT_VERSION:
-            raise ValueError(
-                f"the format version is {version}, this anchornet_ext reads up to "
-                f"{FORMAT_VERSION}: update the package"
-            )
+        require_version(values, FORMAT_VERSION, "the exit policy")
         for what, keys in (("has no", _KEYS - set(values)), ("has unknown", set(values) - _KEYS)):
             if keys:
                 raise ValueError(f"the exit policy {what} {', '.join(sorted(map(str, keys)))}")

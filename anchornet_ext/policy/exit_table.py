@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from anchornet_ext._formats import require_version
+
 from .exit_policy import ANSWERS, Answer
 from .npz import Array, Pieces, read_npz, write_npz
 
@@ -462,14 +464,7 @@ def decode_metadata(
         raise ValueError(f"metadata is not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"its metadata are not those of an {FORMAT}")
-    version = content.get("format_version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ValueError(f"it has the format version {version!r}")
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"it has format version {version}, this anchornet_ext reads up to {FORMAT_VERSION}: "
-            "update the package"
-        )
+    require_version(content, FORMAT_VERSION, "it")
     written = content.get("arrays")
     if not isinstance(written, list) or {*written} - {*skipped} != {*arrays}:
         raise ValueError(f"it has the arrays {sorted(arrays)}, but was written with {written}")

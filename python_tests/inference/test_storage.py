@@ -227,6 +227,7 @@ def test_a_newer_format_says_so(folder: Path) -> None:
     [
         ({"format": "something else"}, "does not describe"),
         ({"format_version": "1"}, "format version '1'"),
+        ({"format_version": True}, "format version True"),
         ({"class_names": ["cat", "dog"]}, "2 class names for networks of 3 classes"),
         ({"num_classes": 4, "class_names": None}, "does not fit"),
         ({"num_classes": None}, "wrong type"),

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from anchornet_ext._files import write_whole
+from anchornet_ext._formats import require_version
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.inference.storage import checksum
 from anchornet_ext.policy.exit_policy import ExitPolicy
@@ -113,14 +114,7 @@ def read(folder: Path) -> Saved:
     path = folder / CONFIG
     if config.get("format") != FORMAT:
         raise ValueError(f"{path} does not describe an {FORMAT}, but {config.get('format')!r}")
-    version = config.get("format_version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ValueError(f"{path} has the format version {version!r}")
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {version}, this anchornet_ext reads up to "
-            f"{FORMAT_VERSION}: update the package"
-        )
+    require_version(config, FORMAT_VERSION, str(path))
     for what, keys in (("has no", _KEYS - set(config)), ("has unknown", set(config) - _KEYS)):
         if keys:
             raise ValueError(f"{path} {what} {', '.join(sorted(keys))}")
