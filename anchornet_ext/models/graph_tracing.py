@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from ._structure import HOOKS_OF_ALL
+from .mean_pooling import MeanPool2d
 from .packed_convolutions import PackedConv2d
 from .packed_linear import PackedLinear
 from .residual_runs import FusedSequential
@@ -152,7 +153,7 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, PackedConv2d | PackedLinear | FusedSequential)
+        ours = isinstance(m, PackedConv2d | PackedLinear | MeanPool2d | FusedSequential)
         return ours or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> _Proxy:

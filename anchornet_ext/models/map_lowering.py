@@ -21,6 +21,7 @@ from anchornet_ext.reference.map_program import MapStep
 from ._structure import Contents
 from .graph_fusion import FusedConvolution
 from .graph_tracing import is_relu, is_sum, module_of
+from .mean_pooling import ADAPTIVE_POOLS, makes_one_pixel
 from .packed_convolutions import PackedConv2d
 from .packed_linear import PackedLinear
 
@@ -198,8 +199,8 @@ def _kind(
         return conv if fits else None
     if type(module) is nn.BatchNorm2d:
         return module if module.running_var is not None and not module.training else None
-    if type(module) is nn.AdaptiveAvgPool2d:
-        return _MEAN if module.output_size in (1, (1, 1)) else None
+    if isinstance(module, ADAPTIVE_POOLS) and type(module) in ADAPTIVE_POOLS:
+        return _MEAN if makes_one_pixel(module) else None
     return _pool(module)
 
 

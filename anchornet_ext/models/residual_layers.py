@@ -20,6 +20,7 @@ from anchornet_ext.reference.inverted_residuals import (
     SqueezeExcitation,
 )
 
+from .mean_pooling import ADAPTIVE_POOLS
 from .packed_convolutions import PackedConv2d
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {
@@ -169,7 +170,7 @@ def _excitation_of(module: nn.Module) -> SqueezeExcitation | None:
     if _is(module, "torchvision.ops.misc", "SqueezeExcitation"):
         names = ("fc1", "activation", "fc2", "scale_activation")
         pool = module.get_submodule("avgpool")
-        if type(pool) is not nn.AdaptiveAvgPool2d or pool.output_size != 1:
+        if type(pool) not in ADAPTIVE_POOLS or pool.output_size != 1:
             return None
     elif _is(module, _TIMM, "SqueezeExcite"):
         names = ("conv_reduce", "act1", "conv_expand", "gate")

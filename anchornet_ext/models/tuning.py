@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .fused_network import FusedNetwork
+from .mean_pooling import pack_pools
 from .norm_folding import FoldedNorms, fold_batch_norms
 from .packed_convolutions import pack_convolutions
 from .packed_linear import pack_linears
@@ -96,6 +97,7 @@ class TunedNetwork(nn.Module):
             self.network.to(dtype)
         pack_convolutions(self.network)
         pack_linears(self.network)
+        pack_pools(self.network)
         fuse_inverted_residuals(self.network)
         self.norms = norms
         self.is_compiled = compile
