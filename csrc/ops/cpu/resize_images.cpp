@@ -1,118 +1,117 @@
 // resize_images on the CPU, an output row at a time. Four rows of the image are added up first, in
 // long runs; of the sum, which stays in the first-level cache, four pixels make one of the output,
-// all channels of it at once.
+// a channel at a time.
 #include "ops/resize_images.h"
 
 #include <algorithm>
-#include <cstring>
+#include <array>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "common/parallel.h"
-#include "ops/cpu/instruction_sets.h"
+#include "ops/cpu/half_rows.h"
 #include "ops/cpu/move_rows.h"
+#include "ops/cpu/resize_rows.h"
+#include "ops/cpu/rows.h"
 
 namespace anchornet::resize {
 namespace {
 
-#define ANCHORNET_INLINE [[gnu::always_inline]] inline
+// ---- Planes and pixels
 
-// ---- Four rows
-
-template <typename In, typename A>
-ANCHORNET_INLINE void add_rows(const In* const (&row)[4], const A (&weight)[4], A* __restrict sum,
-                               int64_t count) {
-  const In *a = row[0], *b = row[1], *c = row[2], *d = row[3];
-  for (int64_t i = 0; i < count; ++i) {
-    sum[i] = (static_cast<A>(a[i]) * weight[0] + static_cast<A>(b[i]) * weight[1]) +
-             (static_cast<A>(c[i]) * weight[2] + static_cast<A>(d[i]) * weight[3]);
+template <typename A>
+void split(const A* pixels, int64_t channels, int64_t count, A* planes, int64_t plane_step) {
+  if (channels == 3) {
+    return patches::split_three_planes(sizeof(A), {reinterpret_cast<const char*>(pixels), 0},
+                                       {reinterpret_cast<char*>(planes), 0},
+                                       plane_step * static_cast<int64_t>(sizeof(A)), 1, count);
   }
-}
-
-// Plain functions, because only such can have clones.
-#define ANCHORNET_ADD_ROWS(IN, A)                                                          \
-  ANCHORNET_CLONES(void, add_rows_of,                                                      \
-                   (const IN* const(&row)[4], const A(&weight)[4], A* sum, int64_t count), \
-                   (row, weight, sum, count)) {                                            \
-    add_rows(row, weight, sum, count);                                                     \
-  }
-ANCHORNET_ADD_ROWS(uint8_t, float)
-ANCHORNET_ADD_ROWS(float, float)
-ANCHORNET_ADD_ROWS(Half, float)
-ANCHORNET_ADD_ROWS(BFloat16, float)
-ANCHORNET_ADD_ROWS(uint8_t, double)
-ANCHORNET_ADD_ROWS(float, double)
-ANCHORNET_ADD_ROWS(double, double)
-ANCHORNET_ADD_ROWS(Half, double)
-ANCHORNET_ADD_ROWS(BFloat16, double)
-#undef ANCHORNET_ADD_ROWS
-
-// ---- Four pixels
-
-// A pixel of three channels is loaded and stored as four numbers: what is beyond it does not count
-// and is overwritten by the next, so that both rows need room for one number more.
-ANCHORNET_CLONES(void, add_rgb_pixels,
-                 (const float* row, const Taps<float>* taps, float* out, int64_t count,
-                  const float* scale, const float* shift),
-                 (row, taps, out, count, scale, shift)) {
-  typedef float Pixel __attribute__((vector_size(16)));
-  Pixel scales, shifts;
-  std::memcpy(&scales, scale, sizeof(Pixel));
-  std::memcpy(&shifts, shift, sizeof(Pixel));
-  for (int64_t x = 0; x < count; ++x) {
-    const Taps<float>& tap = taps[x];
-    Pixel pixel[4];
-    for (int k = 0; k < 4; ++k) std::memcpy(&pixel[k], row + 3 * (tap.first + k), sizeof(Pixel));
-    const Pixel sum = (pixel[0] * tap.weight[0] + pixel[1] * tap.weight[1]) +
-                      (pixel[2] * tap.weight[2] + pixel[3] * tap.weight[3]);
-    const Pixel result = sum * scales + shifts;
-    std::memcpy(out + 3 * x, &result, sizeof(Pixel));
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t x = 0; x < count; ++x) planes[c * plane_step + x] = pixels[x * channels + c];
   }
 }
 
 template <typename A>
-void add_pixels(const A* row, const std::vector<Taps<A>>& taps, int64_t channels, A* out,
-                const A* scale, const A* shift) {
-  const auto count = static_cast<int64_t>(taps.size());
-  if constexpr (std::is_same_v<A, float>) {
-    if (channels == 3) return add_rgb_pixels(row, taps.data(), out, count, scale, shift);
+void join(const A* planes, int64_t channels, int64_t count, A* pixels) {
+  if (channels == 3) {
+    return patches::join_three_planes(sizeof(A), {reinterpret_cast<const char*>(planes), 0},
+                                      count * static_cast<int64_t>(sizeof(A)),
+                                      {reinterpret_cast<char*>(pixels), 0}, 1, count);
   }
-  for (int64_t x = 0; x < count; ++x) {
-    const A* from = row + taps[x].first * channels;
-    const auto& w = taps[x].weight;
-    for (int64_t c = 0; c < channels; ++c) {
-      const A sum = (from[c] * w[0] + from[channels + c] * w[1]) +
-                    (from[2 * channels + c] * w[2] + from[3 * channels + c] * w[3]);
-      out[x * channels + c] = sum * scale[c] + shift[c];
-    }
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t x = 0; x < count; ++x) pixels[x * channels + c] = planes[c * count + x];
+  }
+}
+
+template <typename Out, typename A>
+void write(const A* from, Out* to, int64_t count) {
+  if constexpr (std::is_same_v<Out, A>) {
+    patches::copy_run(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(from),
+                      count * static_cast<int64_t>(sizeof(A)));
+  } else if constexpr (std::is_same_v<A, float>) {
+    narrow_row(from, to, count);
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<Out>(from[i]);
   }
 }
 
 // ---- Rows
 
+// The second pass in double precision; in float32 it is ColumnPass.
+class WideColumnPass {
+ public:
+  explicit WideColumnPass(std::vector<Taps<double>> taps) : taps_(std::move(taps)) {}
+  static constexpr int64_t kReadBeyond = 0;
+  void operator()(const double* row, const Affine<double>& affine, double* out) const {
+    pass_plainly(row, taps_.data(), affine, out, static_cast<int64_t>(taps_.size()));
+  }
+
+ private:
+  std::vector<Taps<double>> taps_;
+};
+
+template <typename A>
+std::vector<Taps<A>> all_taps(int64_t in, int64_t out) {
+  std::vector<Taps<A>> taps(out);
+  const A step = step_of<A>(in, out);
+  for (int64_t i = 0; i < out; ++i) taps[i] = taps_of<A>(i, step, in);
+  return taps;
+}
+
+// A row starts this far into its buffer, at a cache line; the number before is that of its border.
+constexpr int64_t kBefore = 16;
+
+template <typename A>
+std::vector<Taps<A>> taps_of_columns(int64_t in, int64_t out) {
+  std::vector<Taps<A>> taps = all_taps<A>(in, out);
+  for (Taps<A>& tap : taps) tap.first += kBefore;
+  return taps;
+}
+
 template <typename In, typename A>
 struct Job {
+  using Columns = std::conditional_t<std::is_same_v<A, float>, ColumnPass, WideColumnPass>;
+
   const Resize& r;
   const In* images;
-  std::vector<Taps<A>> rows, columns;  // the columns' in a row with a border, see Row
-  std::vector<A> scale, shift;         // with one number more, for add_rgb_pixels
+  std::vector<Taps<A>> rows;
+  Columns columns;
+  std::vector<Affine<A>> affine;  // of each channel
 
   Job(const Resize& resize, const In* data, const std::optional<Tensor>& mean,
       const std::optional<Tensor>& std)
-      : r(resize), images(data), scale(r.channels + 1, A(1)), shift(r.channels + 1, A(0)) {
-    const A down = step_of<A>(r.height, r.out_height), right = step_of<A>(r.width, r.out_width);
-    for (int64_t y = 0; y < r.out_height; ++y) rows.push_back(taps_of<A>(y, down, r.height));
-    for (int64_t x = 0; x < r.out_width; ++x) {
-      columns.push_back(taps_of<A>(x, right, r.width));
-      columns.back().first += 1;
-    }
+      : r(resize),
+        images(data),
+        rows(all_taps<A>(r.height, r.out_height)),
+        columns(taps_of_columns<A>(r.width, r.out_width)),
+        affine(r.channels, {A(1), A(0)}) {
     if (!mean) return;
     const std::vector<double> means = read_statistic(*mean), stds = read_statistic(*std);
     check_no_zero("resize_images", stds);
     for (int64_t c = 0; c < r.channels; ++c) {
-      const auto affine = affine_of<A>(static_cast<A>(means[c]), static_cast<A>(stds[c]),
-                                       std::is_same_v<In, uint8_t>);
-      scale[c] = affine.scale;
-      shift[c] = affine.shift;
+      affine[c] = affine_of<A>(static_cast<A>(means[c]), static_cast<A>(stds[c]),
+                               std::is_same_v<In, uint8_t>);
     }
   }
 };
@@ -124,74 +123,90 @@ class Row {
  public:
   explicit Row(const Job<In, A>& job)
       : job_(job),
-        sum_((job.r.width + 4) * job.r.channels + 1),
-        planes_(job.r.column_stride == 1 && !pixels_lie_together() ? job.r.width * job.r.channels
-                                                                   : 0),
-        result_(job.r.out_width * job.r.channels + 1) {}
+        sum_step_(lines(kBefore + job.r.width + 3 + job.columns.kReadBeyond)),
+        buffer_(std::max(job.r.channels * sum_step_, 3 * (kBefore + job.r.width + 4)) + kLine),
+        pixels_(pixels_lie_together() ? job.r.width * job.r.channels : 0) {
+    void* start = buffer_.data();
+    size_t space = buffer_.size() * sizeof(A);
+    sum_ = static_cast<A*>(std::align(64, sizeof(A), start, space));
+  }
+
+  // Whether `pixels` may be called: three channels that lie together are best left so.
+  bool makes_pixels() const {
+    return std::is_same_v<A, float> && job_.r.channels == 3 && pixels_lie_together();
+  }
 
   // Row y of image n, pixel by pixel.
-  const A* operator()(int64_t n, int64_t y) {
+  void pixels(int64_t n, int64_t y, A* out) {
+    if constexpr (std::is_same_v<A, float>) {
+      const int64_t width = job_.r.width;
+      A* const first = sum_ + 3 * kBefore;
+      add_up(rows_of(n, y), job_.rows[y].weight, 0, first, 3 * width);
+      std::copy_n(first, 3, first - 3);
+      for (int k = 0; k < 3; ++k) std::copy_n(first + 3 * (width - 1), 3, first + 3 * (width + k));
+      job_.columns.rgb(sum_, job_.affine.data(), out);
+    }
+  }
+
+  // Row y of image n: a plane for each channel, `step` apart.
+  void planes(int64_t n, int64_t y, A* out, int64_t step) {
     const Resize& r = job_.r;
-    const Taps<A>& tap = job_.rows[y];
-    const In* row[4];
-    for (int k = 0; k < 4; ++k) {
-      row[k] = job_.images + n * r.image_stride + inside(tap.first + k, r.height) * r.row_stride;
+    add_up_planes(rows_of(n, y), job_.rows[y].weight);
+    for (int64_t c = 0; c < r.channels; ++c) {
+      A* const first = sum_ + c * sum_step_ + kBefore;
+      first[-1] = first[0];
+      std::fill_n(first + r.width, 3, first[r.width - 1]);
+      job_.columns(first - kBefore, job_.affine[c], out + c * step);
     }
-    A* first = sum_.data() + r.channels;
-    if (pixels_lie_together()) {
-      add_rows_of(row, tap.weight, first, r.width * r.channels);
-    } else if (r.column_stride == 1) {
-      add_planes(row, tap.weight, first);
-    } else {
-      add_strided(row, tap.weight, first);
-    }
-    const A* last = first + (r.width - 1) * r.channels;
-    std::copy_n(first, r.channels, sum_.data());
-    for (int k = 1; k <= 3; ++k) {
-      std::copy_n(last, r.channels, sum_.data() + (r.width + k) * r.channels);
-    }
-    add_pixels(sum_.data(), job_.columns, r.channels, result_.data(), job_.scale.data(),
-               job_.shift.data());
-    return result_.data();
   }
 
  private:
+  using Rows = std::array<const In*, 4>;
+  static constexpr int64_t kLine = 64 / sizeof(A);
+
+  static int64_t lines(int64_t count) { return (count + kLine - 1) / kLine * kLine; }
+
   bool pixels_lie_together() const {
-    return (job_.r.channel_stride == 1 || job_.r.channels == 1) &&
-           job_.r.column_stride == job_.r.channels;
+    return job_.r.channel_stride == 1 && job_.r.column_stride == job_.r.channels;
   }
 
-  void add_planes(const In* const (&row)[4], const A (&weight)[4], A* sum) {
+  Rows rows_of(int64_t n, int64_t y) const {
     const Resize& r = job_.r;
-    for (int64_t c = 0; c < r.channels; ++c) {
-      const In* plane[4];
-      for (int k = 0; k < 4; ++k) plane[k] = row[k] + c * r.channel_stride;
-      add_rows_of(plane, weight, planes_.data() + c * r.width, r.width);
+    Rows row;
+    for (int k = 0; k < 4; ++k) {
+      row[k] = job_.images + n * r.image_stride +
+               inside(job_.rows[y].first + k, r.height) * r.row_stride;
     }
-    if (r.channels == 3) {
-      const int64_t bytes = r.width * static_cast<int64_t>(sizeof(A));
-      return patches::join_three_planes(sizeof(A),
-                                        {reinterpret_cast<const char*>(planes_.data()), 0}, bytes,
-                                        {reinterpret_cast<char*>(sum), 0}, 1, r.width);
-    }
-    for (int64_t c = 0; c < r.channels; ++c) {
-      for (int64_t x = 0; x < r.width; ++x) sum[x * r.channels + c] = planes_[c * r.width + x];
-    }
+    return row;
   }
 
-  void add_strided(const In* const (&row)[4], const A (&weight)[4], A* sum) {
+  // `count` numbers from number `at` of each row on.
+  static void add_up(const Rows& row, const A (&weight)[4], int64_t at, A* sum, int64_t count) {
+    const In* const from[4] = {row[0] + at, row[1] + at, row[2] + at, row[3] + at};
+    add_four_rows(from, weight, sum, count);
+  }
+
+  // Four rows of the image into one of each channel.
+  void add_up_planes(const Rows& row, const A (&weight)[4]) {
     const Resize& r = job_.r;
-    for (int64_t x = 0; x < r.width; ++x) {
-      for (int64_t c = 0; c < r.channels; ++c) {
-        const int64_t at = x * r.column_stride + c * r.channel_stride;
-        const In* const pixel[4] = {row[0] + at, row[1] + at, row[2] + at, row[3] + at};
-        add_rows(pixel, weight, sum + x * r.channels + c, 1);
+    A* const first = sum_ + kBefore;
+    if (pixels_lie_together() && r.channels > 1) {
+      add_up(row, weight, 0, pixels_.data(), r.width * r.channels);
+      return split(pixels_.data(), r.channels, r.width, first, sum_step_);
+    }
+    const bool runs = r.column_stride == 1;
+    for (int64_t c = 0; c < r.channels; ++c) {
+      for (int64_t x = 0; x < r.width; x += runs ? r.width : 1) {
+        add_up(row, weight, c * r.channel_stride + x * r.column_stride, first + c * sum_step_ + x,
+               runs ? r.width : 1);
       }
     }
   }
 
   const Job<In, A>& job_;
-  std::vector<A> sum_, planes_, result_;
+  int64_t sum_step_;
+  std::vector<A> buffer_, pixels_;
+  A* sum_;  // in the buffer, at a cache line
 };
 
 template <typename Out, typename In>
@@ -200,29 +215,39 @@ void resize(const Resize& r, const Tensor& images, const std::optional<Tensor>& 
   using A = Wide<In, Out>;
   const Job<In, A> job(r, images.const_data_ptr<In>(), mean, std);
   Out* out = result.mutable_data_ptr<Out>();
-  const int64_t pixels = r.out_height * r.out_width, row_pixels = r.out_width;
-  const int64_t cost = 4 * r.width * r.channels * static_cast<int64_t>(sizeof(In));
+  const int64_t channels = r.channels, width = r.out_width, pixels = r.out_height * width;
+  const int64_t cost = 4 * r.width * channels * static_cast<int64_t>(sizeof(In));
   parallel_over(r.num_images * r.out_height, cost, [&](int64_t begin, int64_t end) {
     Row<In, A> row(job);
+    const bool makes_pixels = row.makes_pixels();
+    std::vector<A> line(channels * width), planes(channels * width);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t n = item / r.out_height, y = item % r.out_height;
-      const A* from = row(n, y);
-      if (r.channels_last) {
-        Out* to = out + item * row_pixels * r.channels;
-        for (int64_t i = 0; i < row_pixels * r.channels; ++i) to[i] = static_cast<Out>(from[i]);
-        continue;
-      }
-      Out* to = out + n * r.channels * pixels + y * row_pixels;
-      if (r.channels == 3 && std::is_same_v<Out, A>) {
-        patches::split_three_planes(sizeof(A), {reinterpret_cast<const char*>(from), 0},
-                                    {reinterpret_cast<char*>(to), 0},
-                                    pixels * static_cast<int64_t>(sizeof(A)), 1, row_pixels);
-        continue;
-      }
-      for (int64_t c = 0; c < r.channels; ++c) {
-        for (int64_t x = 0; x < row_pixels; ++x) {
-          to[c * pixels + x] = static_cast<Out>(from[x * r.channels + c]);
+      Out* const to =
+          out + (r.channels_last ? item * width * channels : n * channels * pixels + y * width);
+      if constexpr (std::is_same_v<Out, A>) {  // straight to where it belongs
+        if (r.channels_last && makes_pixels) {
+          row.pixels(n, y, to);
+          continue;
         }
+        if (!r.channels_last && !makes_pixels) {
+          row.planes(n, y, to, pixels);
+          continue;
+        }
+      }
+      if (makes_pixels) {
+        row.pixels(n, y, line.data());
+      } else {
+        row.planes(n, y, planes.data(), width);
+      }
+      if (r.channels_last) {
+        if (!makes_pixels) join(planes.data(), channels, width, line.data());
+        write(line.data(), to, width * channels);
+        continue;
+      }
+      if (makes_pixels) split(line.data(), channels, width, planes.data(), width);
+      for (int64_t c = 0; c < channels; ++c) {
+        write(planes.data() + c * width, to + c * pixels, width);
       }
     }
   });
