@@ -8,7 +8,7 @@ one that inherits from them, is none of them. Within a block everything is looke
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -22,6 +22,7 @@ from anchornet_ext.reference.inverted_residuals import (
 
 from .mean_pooling import ADAPTIVE_POOLS
 from .packed_convolutions import PackedConv2d
+from .packed_linear import PackedLinear
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -64,6 +65,32 @@ def layer_of(module: nn.Module) -> Layer | None:
     return None
 
 
+def linear_layers_of(parts: Iterable[nn.Module]) -> list[tuple[nn.Module, Layer | None]] | None:
+    """Linear layers one after the other, as 1x1 convolutions of one pixel.
+
+    None where something else is among these parts. Activations belong to the layer before; of them
+    and of what does nothing in evaluation there are the modules alone.
+    """
+    found: list[tuple[nn.Module, Layer | None]] = []
+    last: int | None = None  # where the linear layer is that an activation would belong to
+    for module in (leaf for part in parts for leaf in _leaves(part, skip=())):
+        if type(module) in (nn.Linear, PackedLinear):
+            linear: Any = module
+            last = len(found)
+            found.append((linear, Convolution(linear.weight[:, :, None, None], linear.bias)))
+            continue
+        if type(module) not in _NOTHING:
+            activation = _ACTIVATIONS.get(type(module))
+            if activation is None or last is None:
+                return None
+            before, layer = found[last]
+            assert isinstance(layer, Convolution)
+            found[last] = before, layer._replace(activation=activation)
+            last = None
+        found.append((module, None))
+    return found
+
+
 def _is(module: nn.Module, file: str, name: str) -> bool:
     """Whether `module` is of that very class. Who has such a module has imported it."""
     known = getattr(sys.modules.get(file), name, None)
@@ -75,12 +102,12 @@ def _is_sequential(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
-def _leaves(module: nn.Module) -> Iterator[nn.Module]:
+def _leaves(module: nn.Module, skip: tuple[type[nn.Module], ...] = _NOTHING) -> Iterator[nn.Module]:
     """What a sequence does, one after the other, without what does nothing."""
     if _is_sequential(module):
         for child in module.children():
-            yield from _leaves(child)
-    elif type(module) not in _NOTHING:
+            yield from _leaves(child, skip)
+    elif type(module) not in skip:
         yield module
 
 

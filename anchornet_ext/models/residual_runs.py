@@ -1,4 +1,5 @@
-"""Sequences of inverted residuals as one operator each (`ops.inverted_residuals`).
+"""Sequences of inverted residuals, or of linear layers, as one operator each
+(`ops.inverted_residuals`).
 
 A MobileNet is a hundred small operations. For a single image their calls, the maps that they write
 and read again, and weights in an order that is none of theirs take several times as long as the
@@ -15,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from anchornet_ext.ops.inverted_residuals import PackedLayers, inverted_residuals, pack_layers
-from anchornet_ext.reference.inverted_residuals import InvertedResidual, Layer
+from anchornet_ext.reference.inverted_residuals import Convolution, InvertedResidual, Layer
 
 from ._structure import HOOKS_OF_ALL, CountedTensors, Structure, parameters_of
 from .packed_convolutions import has_fast_kernels, runs_natively
-from .residual_layers import layer_of
+from .residual_layers import layer_of, linear_layers_of
 
 
 def fuse_inverted_residuals(network: nn.Module) -> int:
@@ -37,6 +38,22 @@ def fuse_inverted_residuals(network: nn.Module) -> int:
     return sum(fuse_inverted_residuals(child) for child in network.children())
 
 
+def fuse_linear_layers(network: nn.Module) -> int:
+    """Makes every `nn.Sequential` in `network` of several linear layers, and activations between
+    them, a `FusedLinears`, in place; of those within one another, the outermost.
+
+    Returns:
+        How many there were; none where the operator would not run.
+    """
+    if not has_fast_kernels():
+        return 0
+    # The class itself: what another one does with its modules is not known.
+    if type(network) is nn.Sequential and _linear_run(network) is not None:
+        network.__class__ = FusedLinears  # with its modules, hooks and place
+        return 1
+    return sum(fuse_linear_layers(child) for child in network.children())
+
+
 class FusedSequential(nn.Sequential):
     """`nn.Sequential` for inference on a CPU, with the same results up to rounding.
 
@@ -49,20 +66,30 @@ class FusedSequential(nn.Sequential):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        known = self._known_runs() if _is_for_kernels(input) else None
+        known = self._known_runs() if _is_for_kernels(input, self._dimensions) else None
         if known is None or not known.takes(input):
             out: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
             return out
         x = input
         for part in known.parts:
-            x = part(x) if isinstance(part, nn.Module) else inverted_residuals(x, part)
+            x = part(x) if isinstance(part, nn.Module) else self._run(x, part)
         return x
+
+    #: Of what `forward` takes.
+    _dimensions = 4
+
+    def _run(self, x: Tensor, layers: PackedLayers) -> Tensor:
+        return inverted_residuals(x, layers)
+
+    def _parts(self) -> list[nn.Module | _Run]:
+        """The modules to call and the runs of layers, as they are now."""
+        return _parts_of(self)
 
     @property
     def inplace(self) -> bool:
         """Whether a call may change `input`: nothing is known of what comes before the first run,
         if it is no module of PyTorch's or says so itself."""
-        first = takewhile(lambda part: isinstance(part, nn.Module), _parts_of(self))
+        first = takewhile(lambda part: isinstance(part, nn.Module), self._parts())
         modules = [module for part in first for module in part.modules()]  # type: ignore[union-attr]
         return any(
             getattr(module, "inplace", not type(module).__module__.startswith("torch.nn."))
@@ -92,6 +119,23 @@ class FusedSequential(nn.Sequential):
         return self
 
 
+class FusedLinears(FusedSequential):
+    """`nn.Sequential` of linear layers and activations, for inference on a CPU: (B, C) to (B, C').
+
+    A classifier of two layers is five calls otherwise, each of which waits for its code. What
+    `FusedSequential` says of modules, parameters and where it is `nn.Sequential` holds here.
+    """
+
+    _dimensions = 2
+
+    def _run(self, x: Tensor, layers: PackedLayers) -> Tensor:
+        return super()._run(x[:, :, None, None], layers).flatten(1)
+
+    def _parts(self) -> list[nn.Module | _Run]:
+        run = _linear_run(self)
+        return [*self.children()] if run is None else [run]
+
+
 class _Runs:
     """What a `FusedSequential` does, with the parameters in the operator's order.
 
@@ -101,18 +145,18 @@ class _Runs:
         fused: the modules that these layers were.
     """
 
-    def __init__(self, sequence: nn.Sequential, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, sequence: FusedSequential, modules: Sequence[nn.Module]) -> None:
         self.structure = Structure((sequence,), modules)
         self._parameters = CountedTensors(self.structure.parameters)
         self.parts: list[nn.Module | PackedLayers] = []
         self.fused: list[nn.Module] = []
         self._in_channels: int | None = None
-        for part in _parts_of(sequence):
+        for part in sequence._parts():
             if isinstance(part, nn.Module):
                 self.parts.append(part)
                 continue
             self.fused += [module for module, _ in part]
-            layers = [_detached(layer) for _, layer in part]
+            layers = [_detached(layer) for _, layer in part if layer is not None]
             if not self.parts:
                 self._in_channels = _inputs_of(layers[0])
             self.parts.append(pack_layers(layers))
@@ -126,7 +170,18 @@ class _Runs:
         return self._in_channels is None or input.shape[1] == self._in_channels
 
 
-_Run = list[tuple[nn.Module, Layer]]
+#: Modules and the layers that they are; None: it is part of the layer before.
+_Run = list[tuple[nn.Module, Layer | None]]
+
+#: With fewer weights the call is what takes long.
+_FEWEST_WEIGHTS = 1 << 15
+
+
+def _linear_run(sequence: nn.Sequential) -> _Run | None:
+    """The linear layers of a sequence of nothing else, if there are several and not all small."""
+    run = linear_layers_of(sequence.children())
+    weights = [layer.weight.numel() for _, layer in run or () if isinstance(layer, Convolution)]
+    return run if len(weights) > 1 and sum(weights) >= _FEWEST_WEIGHTS else None
 
 
 def _parts_of(sequence: nn.Sequential) -> list[nn.Module | _Run]:
@@ -185,12 +240,12 @@ def _all_float32(parameters: Sequence[Tensor]) -> bool:
     return all(p.is_cpu and p.dtype == torch.float32 for p in parameters)
 
 
-def _is_for_kernels(input: Tensor) -> bool:
+def _is_for_kernels(input: Tensor, dimensions: int) -> bool:
     return (
         type(input) is Tensor
         and runs_natively(input)
         and input.dtype == torch.float32
-        and input.dim() == 4
+        and input.dim() == dimensions
         and input.numel() > 0
         and not (torch.is_grad_enabled() and input.requires_grad)
         and has_fast_kernels()

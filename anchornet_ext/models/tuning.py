@@ -19,7 +19,7 @@ from .mean_pooling import pack_pools
 from .norm_folding import FoldedNorms, fold_batch_norms
 from .packed_convolutions import pack_convolutions
 from .packed_linear import pack_linears
-from .residual_runs import fuse_inverted_residuals
+from .residual_runs import fuse_inverted_residuals, fuse_linear_layers
 
 
 def tune(
@@ -99,6 +99,7 @@ class TunedNetwork(nn.Module):
         pack_linears(self.network)
         pack_pools(self.network)
         fuse_inverted_residuals(self.network)
+        fuse_linear_layers(self.network)
         self.norms = norms
         self.is_compiled = compile
         self.training = False
