@@ -161,11 +161,6 @@ ANCHORNET_V4 void pass_neighbours(const float* row, const Neighbours* eight,
   }
 }
 
-#else
-
-void pass_neighbours(const float*, const std::vector<Neighbours>&, const Affine<float>&, float*) {
-}
-
 #endif
 
 // A pixel is loaded and stored as four numbers: what is beyond it does not count and is overwritten
@@ -284,10 +279,10 @@ bool ColumnPass::find_neighbours() {
 }
 
 void ColumnPass::operator()(const float* row, const Affine<float>& affine, float* out) const {
+#ifdef ANCHORNET_X86
   if (!neighbours_.empty()) {
     return pass_neighbours(row, neighbours_.data(), affine, out, count_);
   }
-#ifdef ANCHORNET_X86
   if (instruction_set != InstructionSet::kAny) {
     return pass_v3(row, taps_.data(), affine, out, count_);
   }
