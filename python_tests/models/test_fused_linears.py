@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from operator_calls import count_calls
 from torch import Tensor, nn
 
 from anchornet_ext.models import build_backbone, residual_runs
@@ -28,15 +29,7 @@ def on_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows with every call of the operator."""
-    made: list[int] = []
-    right = residual_runs.inverted_residuals
-
-    def counted(*arguments: Any) -> Tensor:
-        made.append(len(made))
-        return right(*arguments)
-
-    monkeypatch.setattr(residual_runs, "inverted_residuals", counted)
-    return made
+    return count_calls(monkeypatch, residual_runs, "inverted_residuals")
 
 
 def vectors(*shape: int) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from operator_calls import count_calls
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,15 +25,7 @@ def pool() -> MeanPool2d:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows with every mean that is not the adaptive pool's."""
-    made: list[int] = []
-    right = functional.avg_pool2d
-
-    def counted(*arguments: object) -> Tensor:
-        made.append(len(made))
-        return right(*arguments)
-
-    monkeypatch.setattr(mean_pooling.functional, "avg_pool2d", counted)
-    return made
+    return count_calls(monkeypatch, mean_pooling.functional, "avg_pool2d")
 
 
 def maps(*shape: int) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import Any
 
 import pytest
 import torch
+from operator_calls import count_calls
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -25,15 +25,7 @@ def on_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows with every call of the operator."""
-    made: list[int] = []
-    right = packed_linear.inverted_residuals
-
-    def counted(*arguments: Any) -> Tensor:
-        made.append(len(made))
-        return right(*arguments)
-
-    monkeypatch.setattr(packed_linear, "inverted_residuals", counted)
-    return made
+    return count_calls(monkeypatch, packed_linear, "inverted_residuals")
 
 
 def vectors(*shape: int) -> Tensor:

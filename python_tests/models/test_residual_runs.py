@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from operator_calls import count_calls
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
@@ -61,15 +62,7 @@ def pair(built: nn.Module) -> tuple[nn.Module, nn.Module]:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows with every call of the operator."""
-    made: list[int] = []
-    right = residual_runs.inverted_residuals
-
-    def counted(*arguments: Any) -> Tensor:
-        made.append(len(made))
-        return right(*arguments)
-
-    monkeypatch.setattr(residual_runs, "inverted_residuals", counted)
-    return made
+    return count_calls(monkeypatch, residual_runs, "inverted_residuals")
 
 
 def assert_same(fused: nn.Module, plain: nn.Module, x: Tensor, bound: float = 2e-5) -> None:
