@@ -17,7 +17,7 @@ from anchornet_ext.ops import Convolution, PackedLayers, inverted_residuals, pac
 from .packed_convolutions import has_fast_kernels, runs_natively, version_of
 
 #: With fewer weights the call is what takes long.
-_FEWEST_WEIGHTS = 1 << 15
+FEWEST_WEIGHTS = 1 << 15
 
 
 def pack_linears(network: nn.Module) -> int:
@@ -32,7 +32,7 @@ def pack_linears(network: nn.Module) -> int:
         module
         for module in network.modules()
         # Somebody's own linear layer may do something else with its weight.
-        if type(module) is nn.Linear and module.weight.numel() >= _FEWEST_WEIGHTS
+        if type(module) is nn.Linear and module.weight.numel() >= FEWEST_WEIGHTS
     ]
     for module in found:
         module.__class__ = PackedLinear  # with its parameters, hooks and places

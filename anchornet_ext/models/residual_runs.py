@@ -20,6 +20,7 @@ from anchornet_ext.reference.inverted_residuals import Convolution, InvertedResi
 
 from ._structure import HOOKS_OF_ALL, CountedTensors, Structure, parameters_of
 from .packed_convolutions import has_fast_kernels, runs_natively
+from .packed_linear import FEWEST_WEIGHTS
 from .residual_layers import layer_of, linear_layers_of
 
 
@@ -65,6 +66,9 @@ class FusedSequential(nn.Sequential):
     than float32, and where something watches the modules, it is `nn.Sequential`.
     """
 
+    #: Of what `forward` takes.
+    _dimensions = 4
+
     def forward(self, input: Tensor) -> Tensor:
         known = self._known_runs() if _is_for_kernels(input, self._dimensions) else None
         if known is None or not known.takes(input):
@@ -74,9 +78,6 @@ class FusedSequential(nn.Sequential):
         for part in known.parts:
             x = part(x) if isinstance(part, nn.Module) else self._run(x, part)
         return x
-
-    #: Of what `forward` takes.
-    _dimensions = 4
 
     def _run(self, x: Tensor, layers: PackedLayers) -> Tensor:
         return inverted_residuals(x, layers)
@@ -173,15 +174,12 @@ class _Runs:
 #: Modules and the layers that they are; None: it is part of the layer before.
 _Run = list[tuple[nn.Module, Layer | None]]
 
-#: With fewer weights the call is what takes long.
-_FEWEST_WEIGHTS = 1 << 15
-
 
 def _linear_run(sequence: nn.Sequential) -> _Run | None:
     """The linear layers of a sequence of nothing else, if there are several and not all small."""
     run = linear_layers_of(sequence.children())
     weights = [layer.weight.numel() for _, layer in run or () if isinstance(layer, Convolution)]
-    return run if len(weights) > 1 and sum(weights) >= _FEWEST_WEIGHTS else None
+    return run if len(weights) > 1 and sum(weights) >= FEWEST_WEIGHTS else None
 
 
 def _parts_of(sequence: nn.Sequential) -> list[nn.Module | _Run]:
