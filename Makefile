@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo test test-cuda test-second-torch check-wheel lint format bench clean
+.PHONY: help setup demo test test-cuda test-second-torch test-portable check-wheel lint format bench clean
 help:
 	@sed -n 's/^# //p' Makefile | head -6
 
@@ -50,6 +50,10 @@ test-cuda: setup
 # The library built here, unrebuilt, under another torch.
 test-second-torch: setup
 	$(BIN)/python python_tests/native/second_torch.py
+
+# The CPU kernels as built for processors other than x86.
+test-portable: setup
+	$(BIN)/python python_tests/native/portable.py -- --numprocesses $(WORKERS)
 
 # A clean build of the wheel, installed into an empty folder. BUILD_NO_CUDA and the other switches of
 # docs/install.md apply.

@@ -7,6 +7,7 @@ Environment variables
 BUILD_NO_CUDA=1       leave the CUDA kernels out.
 FORCE_CUDA=1          build them, and fail if that cannot be done.
 TORCH_CUDA_ARCH_LIST  architectures as torch writes them ("8.0;9.0+PTX"); means FORCE_CUDA=1.
+ANCHORNET_PORTABLE=1  CPU kernels as for an unknown processor: no AVX-512, no AVX2.
 CUDA_HOME, NVCC       the CUDA toolkit or its compiler, if nvcc is not on the PATH.
 CXX                   the C++ compiler.
 MAX_JOBS              parallel compile jobs.
@@ -185,6 +186,9 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         cmake, ninja, compiler = find_tools(os.environ)
         cuda = decide_cuda(os.environ)
+        portable = flag(os.environ, "ANCHORNET_PORTABLE")
+        if portable:
+            say("CPU kernels: without AVX-512 and AVX2 (ANCHORNET_PORTABLE is set)")
         jobs = num_jobs(os.environ)
         torch_version = importlib.metadata.version("torch")
         destination = Path(self.get_ext_fullpath("anchornet_ext._C")).resolve().parent
@@ -197,6 +201,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DANCHORNET_VERSION={self.distribution.get_version()}",
             f"-DANCHORNET_TORCH_VERSION={torch_version}",
+            f"-DANCHORNET_PORTABLE={'ON' if portable else 'OFF'}",
             f"-DANCHORNET_CUDA={'ON' if cuda else 'OFF'}",
             f"-DANCHORNET_CUDA_VERSION={cuda.version if cuda else ''}",
             f"-DANCHORNET_CUDA_ARCH_LIST={' '.join(cuda.arch_list) if cuda else ''}",

@@ -122,6 +122,16 @@ def build_info() -> dict[str, Any]:
     return info
 
 
+def instruction_set() -> str:
+    """Of the CPU kernels that run here: x86-64-v4 (AVX-512), x86-64-v3 (AVX2) or any.
+
+    Raises:
+        ImportError: the native library is missing or does not load.
+    """
+    require()
+    return str(importlib.import_module("anchornet_ext._C").instruction_set())
+
+
 def has_bfloat_products() -> bool:
     """Whether the CPU kernels that run here multiply bfloat16 by the processor's own instruction.
 

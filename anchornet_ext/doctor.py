@@ -201,7 +201,10 @@ def _processor() -> dict[str, str | int | None]:
         "cores this process may use": usable,
         "threads of torch": torch.get_num_threads(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
-        "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "instruction set of torch": torch.backends.cpu.get_cpu_capability(),
+        "instruction set of the kernels": (
+            _extension.instruction_set() if _extension.available() else None
+        ),
     }
 
 

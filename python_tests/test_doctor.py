@@ -39,6 +39,8 @@ def test_a_working_installation() -> None:
     assert report["build"] == _extension.build_info()
     assert report["processor"]["threads of torch"] == 1
     assert report["processor"]["OMP_NUM_THREADS"] == "1"
+    chosen = report["processor"]["instruction set of the kernels"]
+    assert chosen == _extension.instruction_set() in ("any", "x86-64-v3", "x86-64-v4")
     devices = {"cpu", "cuda"} if torch.cuda.is_available() and _extension.cuda_loaded else {"cpu"}
     checked = {(check["operator"], check["device"]) for check in report["self_check"]}
     assert checked == {(name, device) for name in self_check.CHECKS for device in devices}

@@ -10,8 +10,6 @@ Exit status: 0 when all of it is right.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,19 +17,7 @@ import time
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ["anchornet_ext", "csrc", "CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml"]
-SOURCES += ["setup.py", "MANIFEST.in"]
-
-
-def copy_sources(folder: Path) -> None:
-    for name in SOURCES:
-        source = ROOT / name
-        if source.is_dir():
-            ignore = shutil.ignore_patterns("__pycache__", "*.so")
-            shutil.copytree(source, folder / name, ignore=ignore)
-        else:
-            shutil.copy(source, folder / name)
+from copies import copy_sources, environment_of
 
 
 def wheel_problems(names: list[str], with_cuda: bool) -> list[str]:
@@ -94,7 +80,7 @@ def main() -> int:
         doctor = subprocess.run(
             [sys.executable, "-m", "anchornet_ext.cli", "doctor"],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(target)},
+            env=environment_of(target),
             capture_output=True,
             text=True,
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import shlex
 import shutil
 import subprocess
@@ -19,7 +18,8 @@ import tempfile
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from copies import ROOT, environment_of, run_operator_tests
+
 TEST_TOOLS = ["numpy", "hypothesis", "pytest", "pytest-timeout", "expecttest"]
 
 # Run in the second environment, before the tests: the copy is what is imported, its library is the
@@ -83,15 +83,10 @@ def main() -> int:
             copied / "anchornet_ext",
             ignore=shutil.ignore_patterns("__pycache__", "pretrained"),
         )
-        environment = {**os.environ, "PYTHONPATH": str(copied), "PYTHONDONTWRITEBYTECODE": "1"}
         check = [python, "-c", CHECK, str(copied), digest]
-        if subprocess.run(check, cwd=folder, env=environment).returncode:
+        if subprocess.run(check, cwd=folder, env=environment_of(copied)).returncode:
             return 1
-        tests = [ROOT / "python_tests" / "ops", "--rootdir", ROOT, "-c", ROOT / "pyproject.toml"]
-        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-        command += ["-m", "not cuda_on_host"]  # other libraries, compiled for this torch
-        # Not from the source folder: its package, not the copy, would be imported there.
-        return subprocess.run([*command, *args.pytest_args], cwd=folder, env=environment).returncode
+        return run_operator_tests(python, copied, args.pytest_args)
 
 
 if __name__ == "__main__":

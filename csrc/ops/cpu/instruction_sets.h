@@ -16,7 +16,8 @@ extern const bool has_bfloat_products;
 
 }  // namespace anchornet
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+// ANCHORNET_PORTABLE: build as for a processor of which nothing is known.
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(ANCHORNET_PORTABLE)
 #define ANCHORNET_X86 1
 #define ANCHORNET_V4 __attribute__((target("arch=x86-64-v4")))
 #define ANCHORNET_V3 __attribute__((target("arch=x86-64-v3")))
