@@ -345,7 +345,7 @@ class FoldedAnchorNet(nn.Module):
     `ops.mbconv_chain`, also under `torch.compile`. Otherwise (another device or dtype, autocast,
     export, forward-mode gradients, a hook on a submodule or on all modules, a module of another
     type in its place) it is the submodules' PyTorch code. Both agree up to rounding.
-    A batch of 32 images of 224x224 takes 0.47 of the submodules' time in this way, and 0.18 of the
+    A batch of 32 images of 224x224 takes 0.48 of the submodules' time in this way, and 0.25 of the
     unfolded network's (one thread with AVX-512; `anchornet bench localisation`).
 
     Attributes:

@@ -116,7 +116,7 @@ void convolve(const Kernels& k, const Block& block, const Source& x, int64_t beg
   job.y_row = s.width * channels;
   job.y_pixel = channels;
   k.product(job);
-  k.silu(y, job.rows * job.y_row);
+  k.activate(kSilu, y, job.rows * job.y_row);
 }
 
 // Rows [begin, stop) of the depthwise convolution, and of the convolution as many as they need,
@@ -125,25 +125,27 @@ void convolve_deep(const Kernels& k, const Block& block, const Source& x, int64_
                    int64_t stop, float* band, Scratch& scratch) {
   const BlockShape& s = block.shape;
   const int64_t channels = block.packed.channels, row = s.width * channels;
-  int64_t first = 0, end = 0;  // the rows of the convolution that `band` holds
+  const int64_t held = block.band_rows();  // row r is at place r % held
+  int64_t made = begin * s.depthwise_stride;
   for (int64_t r = begin; r < stop; r += block.band) {
     const int64_t rows = std::min(block.band, stop - r);
-    const int64_t next = r * s.depthwise_stride;
-    const int64_t kept = std::max<int64_t>(0, end - next);  // of the last band, used again
-    if (kept > 0) std::memmove(band, band + (next - first) * row, kept * row * sizeof(float));
-    first = next;
-    end = next + (rows - 1) * s.depthwise_stride + 3;
-    convolve(k, block, x, first + kept, end, band + kept * row);
+    const int64_t end = (r + rows - 1) * s.depthwise_stride + 3;
+    while (made < end) {
+      const int64_t place = made % held, next = std::min(end, made - place + held);
+      convolve(k, block, x, made, next, band + place * row);
+      made = next;
+    }
     for (int64_t i = 0; i < rows; ++i) {
-      const float* top = band + i * s.depthwise_stride * row;
-      k.depthwise_row({{top, top + row, top + 2 * row},
-                       block.packed.part[kDepthwiseWeight],
-                       block.packed.part[kDepthwiseBias],
-                       scratch.deep + (r + i) * s.deep_width * channels,
-                       scratch.sums + (r + i) * channels,
-                       s.deep_width,
-                       s.depthwise_stride,
-                       channels});
+      const int64_t top = (r + i) * s.depthwise_stride;
+      k.depthwise_row(
+          {{band + top % held * row, band + (top + 1) % held * row, band + (top + 2) % held * row},
+           block.packed.part[kDepthwiseWeight],
+           block.packed.part[kDepthwiseBias],
+           scratch.deep + (r + i) * s.deep_width * channels,
+           scratch.sums + (r + i) * channels,
+           s.deep_width,
+           s.depthwise_stride,
+           channels});
     }
   }
 }
@@ -164,10 +166,10 @@ void excite(const Kernels& k, const Block& block, Scratch& scratch) {
   for (int64_t c = 0; c < p.channels; ++c) mean[c] *= scale;
   k.product(point_product(mean, s.channels, 1, s.channels, p.part[kSqueezeWeight],
                           p.part[kSqueezeBias], p.squeezed, squeezed));
-  k.silu(squeezed, p.squeezed);
+  k.activate(kSilu, squeezed, p.squeezed);
   k.product(point_product(squeezed, s.squeezed, 1, s.squeezed, p.part[kExciteWeight],
                           p.part[kExciteBias], p.channels, gate));
-  k.sigmoid(gate, p.channels);
+  k.activate(kSigmoid, gate, p.channels);
   k.scale(p.part[kProjectWeight], gate, s.channels, p.out_channels, scratch.weight);
 }
 

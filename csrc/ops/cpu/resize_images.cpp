@@ -142,6 +142,7 @@ class Row {
       const int64_t width = job_.r.width;
       A* const first = sum_ + 3 * kBefore;
       add_up(rows_of(n, y), job_.rows[y].weight, 0, first, 3 * width);
+      fetch_next(n, y);
       std::copy_n(first, 3, first - 3);
       for (int k = 0; k < 3; ++k) std::copy_n(first + 3 * (width - 1), 3, first + 3 * (width + k));
       job_.columns.rgb(sum_, job_.affine.data(), out);
@@ -152,6 +153,7 @@ class Row {
   void planes(int64_t n, int64_t y, A* out, int64_t step) {
     const Resize& r = job_.r;
     add_up_planes(rows_of(n, y), job_.rows[y].weight);
+    fetch_next(n, y);
     for (int64_t c = 0; c < r.channels; ++c) {
       A* const first = sum_ + c * sum_step_ + kBefore;
       first[-1] = first[0];
@@ -178,6 +180,27 @@ class Row {
                inside(job_.rows[y].first + k, r.height) * r.row_stride;
     }
     return row;
+  }
+
+  // Asks for the rows that the next row of the output needs and row y does not, so that they come
+  // while row y is finished: a batch lies in no cache, and rows are too short for the processor to
+  // see them coming. Not where rows of the image are left out; there it sees them as well, and
+  // asking takes longer. Inlined, or GCC takes it for a function that does nothing.
+  [[gnu::always_inline]] inline void fetch_next(int64_t n, int64_t y) const {
+    const Resize& r = job_.r;
+    const bool is_last = y + 1 == r.out_height, together = pixels_lie_together();
+    const int64_t behind = job_.rows[y].first + 4, next = job_.rows[is_last ? 0 : y + 1].first;
+    if (is_last ? n + 1 == r.num_images : next >= behind) return;
+    if (!together && r.column_stride != 1) return;
+    const int64_t begin = is_last ? 0 : behind, end = std::min(next + 4, r.height);
+    const int64_t run = (together ? r.channels : 1) * r.width * static_cast<int64_t>(sizeof(In));
+    for (int64_t c = 0; c < (together ? 1 : r.channels); ++c) {
+      const In* const plane =
+          job_.images + (is_last ? n + 1 : n) * r.image_stride + c * r.channel_stride;
+      for (int64_t row = begin; row < end; ++row) {
+        patches::prefetch_run(reinterpret_cast<const char*>(plane + row * r.row_stride), run);
+      }
+    }
   }
 
   // `count` numbers from number `at` of each row on.

@@ -31,9 +31,7 @@ ANCHORNET_INLINE Vector<W> activated(Vector<W> x) {
   if constexpr (kActivation == kRelu) return relu<W>(x);
   if constexpr (kActivation == kRelu6) return relu6<W>(x);
   if constexpr (kActivation == kHardswish) return hardswish<W>(x);
-  if constexpr (kActivation == kSilu) return silu<W>(x);
   if constexpr (kActivation == kHardsigmoid) return hardsigmoid<W>(x);
-  if constexpr (kActivation == kSigmoid) return sigmoid<W>(x);
   return x;
 }
 
@@ -80,11 +78,11 @@ ANCHORNET_INLINE void activate(int64_t activation, float* x, int64_t count) {
     case kHardswish:
       return activate_run<W, kHardswish>(x, count);
     case kSilu:
-      return activate_run<W, kSilu>(x, count);
+      return silu<W>(x, count);
     case kHardsigmoid:
       return activate_run<W, kHardsigmoid>(x, count);
     case kSigmoid:
-      return activate_run<W, kSigmoid>(x, count);
+      return sigmoid<W>(x, count);
     default:
       return;
   }

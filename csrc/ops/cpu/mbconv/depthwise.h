@@ -2,15 +2,32 @@
 // squeeze-and-excitation needs: everything that can be done while the row is in registers.
 #pragma once
 
+#include <algorithm>
+
 #include "ops/cpu/mbconv/kernels.h"
 #include "ops/cpu/mbconv/vectors.h"
 
 namespace anchornet::mbconv {
 
-// Outputs at a time: enough to keep the multipliers busy, few enough for their sums, the weights
-// and the constants of SiLU to stay in registers.
+// Outputs at a time: enough to keep the multipliers busy, few enough for their sums and the weights
+// to stay in registers.
 template <int W>
-constexpr int kDepthwiseTile = W == 16 ? 6 : 4;
+constexpr int kDepthwiseTile = W == 16 ? 12 : 4;
+
+// Of kCount sums those from kFirst on, as many at a time as silu takes together.
+template <int W, int kCount, int kFirst = 0>
+ANCHORNET_INLINE void silu_all(Vector<W> (&sum)[kCount]) {
+  if constexpr (kFirst < kCount) {
+    constexpr int kNow = std::min(kTogether<W>, kCount - kFirst);
+    Vector<W> values[kNow];
+#pragma GCC unroll 16
+    for (int i = 0; i < kNow; ++i) values[i] = sum[kFirst + i];
+    silu<W>(values);
+#pragma GCC unroll 16
+    for (int i = 0; i < kNow; ++i) sum[kFirst + i] = values[i];
+    silu_all<W, kCount, kFirst + kNow>(sum);
+  }
+}
 
 // kPixels neighbouring outputs of one vector of channels, which share most of their inputs.
 template <int W, int kStride, int kPixels>
@@ -23,7 +40,7 @@ ANCHORNET_INLINE void depthwise_pixels(const DepthwiseRow& job, const Vector<W> 
 #pragma GCC unroll 16
   for (int i = 0; i < 3; ++i) {
     const float* x = job.row[i] + first * kStride * job.channels + channel;
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int j = 0; j < (kPixels - 1) * kStride + 3; ++j) {
       const Vector<W> value = load<W>(x + j * job.channels);
 #pragma GCC unroll 16
@@ -33,11 +50,13 @@ ANCHORNET_INLINE void depthwise_pixels(const DepthwiseRow& job, const Vector<W> 
       }
     }
   }
+  silu_all<W>(sum);
+  const int64_t y_pixel = job.channels;
+  float* y = job.y + first * y_pixel + channel;
 #pragma GCC unroll 16
-  for (int p = 0; p < kPixels; ++p) {
-    const Vector<W> y = silu<W>(sum[p]);
-    store<W>(job.y + (first + p) * job.channels + channel, y);
-    total += y;
+  for (int p = 0; p < kPixels; ++p, y += y_pixel) {
+    store<W>(y, sum[p]);
+    total += sum[p];
   }
 }
 

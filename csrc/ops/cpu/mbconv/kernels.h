@@ -76,9 +76,8 @@ struct Kernels {
   void (*padded_rows)(const PaddedRows& job);
   // Packed weights of `channels` outputs: y = x with input i times gate[i].
   void (*scale)(const float* x, const float* gate, int64_t inputs, int64_t channels, float* y);
-  void (*silu)(float* x, int64_t count);     // in place; `count` is a multiple of `width`
-  void (*sigmoid)(float* x, int64_t count);  // likewise
-  void (*activate)(int64_t activation, float* x, int64_t count);  // likewise
+  // In place; `count` is a multiple of `width`.
+  void (*activate)(int64_t activation, float* x, int64_t count);
   // x (pixels, channels) in place, channel c times gate[c].
   void (*gate)(float* x, const float* gate, int64_t pixels, int64_t channels);
 };

@@ -22,6 +22,11 @@ constexpr int kTile = W == 16 ? (kVectors == 3   ? 8
                                  : kVectors == 2 ? 6
                                                  : 8);
 
+// Floats that weights are fetched ahead of their use. A network reads all of its weights once, in
+// the order in which they lie, for a few pixels each; the processor's own prefetcher stops at every
+// page of them.
+constexpr int64_t kWeightsAhead = 2048;
+
 // Where a tile of the output begins: rows of it may have something between them.
 struct Place {
   float* y;
@@ -29,9 +34,27 @@ struct Place {
   int64_t column;
 };
 
-template <int W, int kVectors, int kPixels>
+// Runs of kDepth inputs of which each begins kStep after that of the pixel before: what two of them
+// share is read once. An image's first convolution has no more than one vector of outputs, so that
+// otherwise every multiplication would wait for an input of its own.
+template <int W, int kPixels, int kDepth, int kStep>
+ANCHORNET_INLINE void add_overlapping_runs(const float* x, const float* weight,
+                                           Vector<W> (&sum)[kPixels][1]) {
+  Vector<W> w[kDepth];
+#pragma GCC unroll 16
+  for (int k = 0; k < kDepth; ++k) w[k] = load<W>(weight + k * W);
+#pragma GCC unroll 16
+  for (int p = 0; p < kPixels; ++p) {
+#pragma GCC unroll 16
+    for (int k = 0; k < kDepth; ++k) sum[p][0] += x[p * kStep + k] * w[k];
+  }
+}
+
+// With kDepth, that is the depth, and kStep the step from a pixel to the next. `is_first`: no
+// tile before has read these weights.
+template <int W, int kVectors, int kDepth, int kStep, int kPixels>
 ANCHORNET_INLINE void product_tile(const Product& job, const float* x, const float* weight,
-                                   const float* bias, Place& at) {
+                                   const float* bias, bool is_first, Place& at) {
   Vector<W> sum[kPixels][kVectors];
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) {
@@ -42,16 +65,25 @@ ANCHORNET_INLINE void product_tile(const Product& job, const float* x, const flo
   for (int64_t s = 0; s < job.segments; ++s) {
     const float* run = x + job.segment_offset[s];
     if (job.prefetch != 0) {  // past the end it cannot fault
-      const float* next = run + job.prefetch;
-      __builtin_prefetch(next);
-      __builtin_prefetch(next + kPixels / 2 * job.x_pixel);
-      __builtin_prefetch(next + kPixels * job.x_pixel);
+      constexpr int64_t kLine = 64 / sizeof(float);
+      for (int64_t i = 0; i <= kPixels * job.x_pixel; i += kLine) {
+        __builtin_prefetch(run + job.prefetch + i);
+      }
+    }
+    if constexpr (kDepth > 0) {
+      add_overlapping_runs<W, kPixels, kDepth, kStep>(run, weight, sum);
+      weight += kDepth * W;
+      continue;
     }
     // One pointer for four pixels: for one each there are too few registers.
     const float* four[(kPixels + 3) / 4];
 #pragma GCC unroll 16
     for (int p = 0; p < kPixels; p += 4) four[p / 4] = run + p * job.x_pixel;
     for (int64_t k = 0; k < job.depth; ++k, weight += kVectors * W) {
+      if (is_first) {  // a prefetch for each line
+#pragma GCC unroll 16
+        for (int n = 0; n < kVectors * W; n += 16) __builtin_prefetch(weight + kWeightsAhead + n);
+      }
       Vector<W> w[kVectors];
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) w[v] = load<W>(weight + v * W);
@@ -90,18 +122,20 @@ ANCHORNET_INLINE void product_tile(const Product& job, const float* x, const flo
 }
 
 // Picks the instantiation for `pixels` in [1, kPixels].
-template <int W, int kVectors, int kPixels = kTile<W, kVectors>>
+template <int W, int kVectors, int kDepth, int kStep, int kPixels = kTile<W, kVectors>>
 ANCHORNET_INLINE void product_tile_of(int64_t pixels, const Product& job, const float* x,
-                                      const float* weight, const float* bias, Place& at) {
+                                      const float* weight, const float* bias, bool is_first,
+                                      Place& at) {
   if constexpr (kPixels > 1) {
     if (pixels < kPixels) {
-      return product_tile_of<W, kVectors, kPixels - 1>(pixels, job, x, weight, bias, at);
+      return product_tile_of<W, kVectors, kDepth, kStep, kPixels - 1>(pixels, job, x, weight, bias,
+                                                                      is_first, at);
     }
   }
-  product_tile<W, kVectors, kPixels>(job, x, weight, bias, at);
+  product_tile<W, kVectors, kDepth, kStep, kPixels>(job, x, weight, bias, is_first, at);
 }
 
-template <int W, int kVectors>
+template <int W, int kVectors, int kDepth = 0, int kStep = 0>
 ANCHORNET_INLINE void product_panel(const Product& job, const float* weight, int64_t first) {
   // Rows that follow one another in x are one long row: those of a small map fill no tile.
   const bool is_long = job.add == nullptr && job.x_row == job.pixels * job.x_pixel;
@@ -115,7 +149,8 @@ ANCHORNET_INLINE void product_panel(const Product& job, const float* weight, int
              job.add == nullptr ? nullptr : job.add + r * job.add_row + first, 0};
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t pixels = size + (t < larger);
-      product_tile_of<W, kVectors>(pixels, job, x, weight, job.bias + first, at);
+      product_tile_of<W, kVectors, kDepth, kStep>(pixels, job, x, weight, job.bias + first,
+                                                  r == 0 && t == 0, at);
       x += pixels * job.x_pixel;
     }
   }
@@ -131,6 +166,10 @@ ANCHORNET_INLINE void product(const Product& job) {
       product_panel<W, 3>(job, weight, first);
     } else if (vectors == 2) {
       product_panel<W, 2>(job, weight, first);
+    } else if (W == 16 && job.depth == 3 && job.x_pixel == 2) {  // 3x3 of planes, stride 2
+      product_panel<W, 1, 3, 2>(job, weight, first);
+    } else if (W == 16 && job.depth == 9 && job.x_pixel == 6) {  // likewise of RGB in channels_last
+      product_panel<W, 1, 9, 6>(job, weight, first);
     } else {
       product_panel<W, 1>(job, weight, first);
     }
