@@ -97,3 +97,32 @@ def sizes(draw: st.DrawFn) -> tuple[int, int, int, int, int, int]:
 
 def is_in_format(x: Tensor, memory_format: torch.memory_format) -> bool:
     return x.is_contiguous(memory_format=memory_format)
+
+
+# ---- places of three patches of 3 x 4 in two images of 8 x 9, and what is wrong with others ----
+
+CORNERS = torch.tensor([[0, 0], [1, 2], [3, 1]])
+INDEX = torch.tensor([0, 1, 1])
+
+
+def corners_with(m: int, row: int, column: int) -> Tensor:
+    corners = CORNERS.clone()
+    corners[m] = torch.tensor([row, column])
+    return corners
+
+
+#: Name -> (arguments, error, what it says).
+BAD_PLACES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "top_left shape": ({"top_left": CORNERS[:, :1]}, ValueError, r"\(3, 1\)"),
+    "top_left device": ({"top_left": CORNERS.to("meta")}, ValueError, "meta"),
+    "index dtype": ({"image_index": INDEX.int()}, TypeError, "torch.int32"),
+    "index shape": ({"image_index": INDEX[None]}, ValueError, r"\(1, 3\)"),
+    "index low": ({"image_index": torch.tensor([0, -1, 0])}, ValueError, "patch 1 .* -1"),
+    "index high": ({"image_index": torch.tensor([0, 0, 2])}, ValueError, "patch 2 .* 2, but"),
+    "row low": ({"top_left": corners_with(1, -1, 0)}, ValueError, r"patch 1 .*\(-1, 0\).*\(3, 4\)"),
+    "row high": ({"top_left": corners_with(2, 6, 0)}, ValueError, r"patch 2 .*\(6, 0\).*\(8, 9\)"),
+    "column low": ({"top_left": corners_with(0, 0, -2)}, ValueError, r"patch 0 .*\(0, -2\)"),
+    "column high": ({"top_left": corners_with(0, 5, 6)}, ValueError, r"patch 0 .*\(5, 6\)"),
+    "row wraps": ({"top_left": corners_with(0, 2**63 - 1, 0)}, ValueError, "patch 0"),
+    "column wraps": ({"top_left": corners_with(0, 0, -(2**63))}, ValueError, "patch 0"),
+}

@@ -11,9 +11,13 @@ import torch
 from devices import on_cuda, on_devices, on_kernels
 from hypothesis import given, settings
 from patch_cases import (
+    BAD_PLACES,
+    CORNERS,
     FLOATS,
     FORMATS,
+    INDEX,
     LAYOUTS,
+    corners_with,
     is_in_format,
     lay_out,
     patch_places,
@@ -203,8 +207,6 @@ def test_offsets_beyond_32_bits(device: str) -> None:
 
 PATCHES = torch.zeros(3, 2, 3, 4)
 BASE = torch.zeros(2, 2, 8, 9)
-CORNERS = torch.tensor([[0, 0], [1, 2], [3, 1]])
-INDEX = torch.tensor([0, 1, 1])
 
 
 def scatter(**changed: Any) -> Tensor:
@@ -221,12 +223,6 @@ def scatter_onto(**changed: Any) -> Tensor:
 GOOD: dict[str, Any] = {"patches": PATCHES, "top_left": CORNERS, "image_index": INDEX}
 
 
-def at(m: int, row: int, column: int) -> Tensor:
-    corners = CORNERS.clone()
-    corners[m] = torch.tensor([row, column])
-    return corners
-
-
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "patches type": ({"patches": [1]}, TypeError, "patches must be a tensor, got list"),
     "patches dtype": ({"patches": PATCHES.int()}, TypeError, "torch.int32"),
@@ -236,18 +232,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "patches size": ({"patches": torch.zeros(3, 2, 9, 4)}, ValueError, r"\(9, 4\)"),
     "patches empty": ({"patches": torch.zeros(3, 2, 0, 4)}, ValueError, r"\(0, 4\)"),
     "top_left dtype": ({"top_left": CORNERS.int()}, TypeError, "torch.int32"),
-    "top_left shape": ({"top_left": CORNERS[:, :1]}, ValueError, r"\(3, 1\)"),
-    "top_left device": ({"top_left": CORNERS.to("meta")}, ValueError, "meta"),
-    "index dtype": ({"image_index": INDEX.int()}, TypeError, "torch.int32"),
-    "index shape": ({"image_index": INDEX[None]}, ValueError, r"\(1, 3\)"),
-    "index low": ({"image_index": torch.tensor([0, -1, 0])}, ValueError, "patch 1 .* -1"),
-    "index high": ({"image_index": torch.tensor([0, 0, 2])}, ValueError, "patch 2 .* 2, but"),
-    "row low": ({"top_left": at(1, -1, 0)}, ValueError, r"patch 1 .*\(-1, 0\).*\(3, 4\)"),
-    "row high": ({"top_left": at(2, 6, 0)}, ValueError, r"patch 2 .*\(6, 0\).*\(8, 9\)"),
-    "column low": ({"top_left": at(0, 0, -2)}, ValueError, r"patch 0 .*\(0, -2\)"),
-    "column high": ({"top_left": at(0, 5, 6)}, ValueError, r"patch 0 .*\(5, 6\)"),
-    "row wraps": ({"top_left": at(0, 2**63 - 1, 0)}, ValueError, "patch 0"),
-    "column wraps": ({"top_left": at(0, 0, -(2**63))}, ValueError, "patch 0"),
+    **BAD_PLACES,
 }
 
 
@@ -294,9 +279,9 @@ RAW_BAD: dict[str, tuple[dict[str, Any], str]] = {
     "index low": ({"image_index": torch.tensor([0, 0, -1])}, "patch 2 has image_index -1"),
     "top_left dtype": ({"top_left": CORNERS.float()}, "top_left must be int64, got Float"),
     "top_left shape": ({"top_left": CORNERS[:2]}, r"\(2, 2\)"),
-    "row high": ({"top_left": at(2, 6, 0)}, r"patch 2 at \(row, column\) = \(6, 0\)"),
-    "row wraps": ({"top_left": at(0, 2**63 - 1, 0)}, "patch 0"),
-    "column low": ({"top_left": at(0, 0, -1)}, "patch 0"),
+    "row high": ({"top_left": corners_with(2, 6, 0)}, r"patch 2 at \(row, column\) = \(6, 0\)"),
+    "row wraps": ({"top_left": corners_with(0, 2**63 - 1, 0)}, "patch 0"),
+    "column low": ({"top_left": corners_with(0, 0, -1)}, "patch 0"),
 }
 
 

@@ -30,8 +30,7 @@ struct ByteStatistics {
   int64_t period;
 };
 
-// `rows` rows of `count` bytes, each of which starts with the first statistic; `type` is Float,
-// Half or BFloat16.
+// `rows` rows of `count` bytes, each of whole periods; `type` is Float, Half or BFloat16.
 //
 // Where the processor has fused multiply-adds, nothing is divided: x / std is x * low, rounded,
 // plus x * high, exact, and the sum is rounded. That is the rounded quotient for almost every std,

@@ -116,7 +116,7 @@ ANCHORNET_INLINE void join_rows(const SourceRows& planes, int64_t plane_step, co
     const Word* row[3];
     for (int c = 0; c < 3; ++c) {
       const SourceRows plane{planes.data + c * plane_step, planes.step};
-      prefetch_row(plane, r, rows, pixels * static_cast<int64_t>(sizeof(Word)));
+      prefetch_row(plane, r, rows, pixels * static_cast<int64_t>(sizeof(Word)), 3);
       row[c] = reinterpret_cast<const Word*>(plane.data + r * plane.step);
     }
     Word* __restrict out = reinterpret_cast<Word*>(to.data + r * to.step);

@@ -28,10 +28,11 @@ void split_three_planes(size_t word, const SourceRows& from, const TargetRows& p
 
 // The rows of a patch lie apart in the image, which the processor does not foresee where they are
 // long: ask for one some rows before it is needed. Short ones come in time without, and the asking
-// would take as long as the copy.
-inline void prefetch_row(const SourceRows& rows, int64_t row, int64_t count, int64_t bytes) {
+// would take as long as the copy; unless rows of several planes are read `together`.
+inline void prefetch_row(const SourceRows& rows, int64_t row, int64_t count, int64_t bytes,
+                         int64_t together = 1) {
   constexpr int64_t kRowsAhead = 4, kWorthAsking = 256, kCacheLine = 64;
-  if (bytes < kWorthAsking || row + kRowsAhead >= count) return;
+  if (together * bytes < kWorthAsking || row + kRowsAhead >= count) return;
   const char* ahead = rows.data + (row + kRowsAhead) * rows.step;
   for (int64_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(ahead + i);
 }
