@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,11 +29,17 @@ class MapProgram:
             `pack_maps` and of the steps, so that the next one can be fetched while one is read.
         parameters: one row of float32: everything else.
         code: one row of int64.
+        shapes: where the shapes of the results come from, for who cannot read the code's values:
+            the fake kernel. Of each result the input whose size it begins with, its channels (-1:
+            the input's), how many windows change that size on the way, and eight numbers for each
+            of those: kernel, stride, padding and dilation of rows and columns. A kernel of 0 leaves
+            a single pixel.
     """
 
     weights: Tensor
     parameters: Tensor
     code: Tensor
+    shapes: tuple[int, ...]
 
 
 def pack_map_program(
@@ -74,7 +81,8 @@ def pack_map_program(
         code += [_NONE if step.add is None else step.add, int(step.relu)]
         code += [*kernel, *step.stride, *step.padding, *step.dilation]
         code += [max(weight, factor), bias]
-    return MapProgram(packed.joined(), parameters.joined(), torch.tensor(code))
+    shapes = _shapes(steps, outputs, num_inputs)
+    return MapProgram(packed.joined(), parameters.joined(), torch.tensor(code), shapes)
 
 
 def run_map_program(inputs: Sequence[Tensor], program: MapProgram) -> list[Tensor]:
@@ -86,7 +94,8 @@ def run_map_program(inputs: Sequence[Tensor], program: MapProgram) -> list[Tenso
 
     Args:
         inputs: each (B, C, H, W) of the same B and of the program's dtype, float32 or bfloat16;
-            channels_last, or it costs a copy.
+            channels_last, or it costs a copy. In what is compiled or exported B, H and W may be
+            symbolic.
         program: of `pack_map_program`; its parameters may not have changed since.
 
     Returns:
@@ -106,6 +115,7 @@ def run_map_program(inputs: Sequence[Tensor], program: MapProgram) -> list[Tenso
         program.weights,
         program.parameters,
         program.code,
+        program.shapes,
     )
     return results
 
@@ -140,12 +150,78 @@ def _packed(step: MapStep, dtype: torch.dtype) -> Tensor | None:
     return pack_maps(step.weight.detach()).weight
 
 
-def _fake_run(
-    inputs: Sequence[Tensor], weights: Tensor, parameters: Tensor, program: Tensor
-) -> list[Tensor]:
-    raise NotImplementedError(
-        "run_map_program cannot be compiled: the shapes of its results are in the program"
+class _Shape(NamedTuple):
+    """Where the shape of a value comes from; see `MapProgram.shapes`."""
+
+    input: int
+    channels: int
+    windows: tuple[int, ...] = ()
+
+
+_ONE_PIXEL = (0,) * 8
+
+
+def _shapes(steps: Sequence[MapStep], outputs: Sequence[int], num_inputs: int) -> tuple[int, ...]:
+    known = {value: _Shape(value, _NONE) for value in range(num_inputs)}
+    for step in steps:
+        # What does not fit is refused when the program runs, with the step's number.
+        source = known.get(step.source, _Shape(0, _NONE))
+        channels = source.channels
+        if step.kind == "conv" and step.weight is not None:
+            channels = len(step.weight)
+        if step.channels is not None:
+            channels = step.channels
+        made = _Shape(source.input, channels, source.windows + _window_of(step))
+        known.setdefault(step.target, made)
+    row: list[int] = []
+    for output in outputs:
+        shape = known.get(output, _Shape(0, _NONE))
+        row += [shape.input, shape.channels, len(shape.windows) // 8, *shape.windows]
+    return tuple(row)
+
+
+def _window_of(step: MapStep) -> tuple[int, ...]:
+    """Kernel, stride, padding and dilation of a step, or nothing where it keeps the size."""
+    if step.kind == "mean":
+        return _ONE_PIXEL
+    kernel = step.kernel
+    if step.kind == "conv" and step.weight is not None:
+        kernel = (step.weight.shape[2], step.weight.shape[3])
+    keeps = step.stride == (1, 1) and all(
+        2 * padding == dilation * (size - 1)
+        for size, padding, dilation in zip(kernel, step.padding, step.dilation, strict=True)
     )
+    return () if keeps else (*kernel, *step.stride, *step.padding, *step.dilation)
+
+
+def _fake_run(
+    inputs: Sequence[Tensor],
+    weights: Tensor,
+    parameters: Tensor,
+    program: Tensor,
+    shapes: Sequence[int],
+) -> list[Tensor]:
+    results: list[Tensor] = []
+    at = 0
+    while at < len(shapes):
+        source, channels, windows = shapes[at : at + 3]
+        at += 3
+        maps = inputs[source]
+        size = list(maps.shape[2:])
+        for _ in range(windows):
+            kernel, stride, padding, dilation = (shapes[at + i : at + i + 2] for i in (0, 2, 4, 6))
+            at += 8
+            size = [
+                1 if k == 0 else (n + 2 * p - d * (k - 1) - 1) // s + 1
+                for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
+            ]
+        made = (maps.shape[0], maps.shape[1] if channels == _NONE else channels, *size)
+        results.append(
+            torch.empty(
+                made, dtype=maps.dtype, device=maps.device, memory_format=torch.channels_last
+            )
+        )
+    return results
 
 
 if _extension.available():

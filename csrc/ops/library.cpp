@@ -69,8 +69,9 @@ STABLE_TORCH_LIBRARY(anchornet_ext, m) {
       "int[] stride, int[] padding, int[] dilation, Tensor? add, int activation) -> Tensor");
 
   // Values of a program for small maps, (B, C, H, W) in channels_last; `weights` is one row of
-  // their dtype, `parameters` one of float32, `program` one of int64
+  // their dtype, `parameters` one of float32, `program` one of int64. `shapes` is for the fake
+  // kernel, which cannot read the program; anchornet_ext/ops/map_program.py describes it.
   m.def(
-      "run_map_program(Tensor[] inputs, Tensor weights, Tensor parameters, Tensor program) "
-      "-> Tensor[]");
+      "run_map_program(Tensor[] inputs, Tensor weights, Tensor parameters, Tensor program, "
+      "int[] shapes) -> Tensor[]");
 }

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from anchornet_ext import reference
-from anchornet_ext.ops.map_program import MapProgram, pack_map_program, run_map_program
+from anchornet_ext.ops.map_program import pack_map_program, run_map_program
 from anchornet_ext.reference.map_program import KINDS, MapStep
 
 RUN = torch.ops.anchornet_ext.run_map_program.default
@@ -120,6 +121,10 @@ def test_equals_the_steps_in_torch(
     got = run_map_program(inputs, program)
     expected = reference.run_map_program(inputs, steps, outputs)
     assert len(got) == len(expected)
+    pretended = run_map_program([maps.to("meta") for maps in inputs], program)
+    assert [(m.shape, m.stride(), m.dtype) for m in pretended] == [
+        (m.shape, m.stride(), m.dtype) for m in got
+    ]
     for one, other in zip(got, expected, strict=True):
         assert one.is_contiguous(memory_format=torch.channels_last)
         assert one.dtype == dtype
@@ -193,7 +198,8 @@ def test_a_wrong_program_is_refused_or_runs(place: int, value: int, cut: int) ->
         code[place] = value
     weights = program.weights[: len(program.weights) - 64 * cut]
     try:
-        results = run_map_program(inputs, MapProgram(weights, program.parameters, code))
+        broken = replace(program, weights=weights, code=code)
+        results = run_map_program(inputs, broken)
     except ValueError as error:
         message = str(error)
     else:
@@ -232,11 +238,24 @@ def test_arguments_that_do_not_fit() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_its_schema_holds(dtype: torch.dtype) -> None:
+def test_opcheck(dtype: torch.dtype) -> None:
     steps, inputs = residual()
     inputs = [maps.to(dtype) for maps in inputs]
     program = pack_map_program(weights_in(dtype, steps), [6, 3], dtype=dtype)
-    # Shapes are in the program's values, so there is no fake kernel.
-    checks = ("test_schema", "test_autograd_registration")
-    arguments = (inputs, program.weights, program.parameters, program.code)
-    torch.library.opcheck(RUN, arguments, test_utils=checks)
+    arguments = (inputs, program.weights, program.parameters, program.code, program.shapes)
+    torch.library.opcheck(RUN, arguments)
+
+
+def test_the_sizes_of_what_is_compiled_may_be_symbolic() -> None:
+    steps, (maps,) = residual()
+    program = pack_map_program(steps, [6, 4])
+    torch.compiler.reset()
+    counter = CompileCounter()
+    run = torch.compile(
+        lambda maps: run_map_program([maps], program), backend=counter, fullgraph=True, dynamic=True
+    )
+    for batch, height, width in ((3, 9, 7), (2, 9, 7), (5, 8, 12)):
+        maps = in_channels_last(draw(batch, 24, height, width))
+        for one, other in zip(run(maps), run_map_program([maps], program), strict=True):
+            assert torch.equal(one, other)
+    assert counter.frame_count == 1

@@ -197,7 +197,8 @@ class Run {
 };
 
 std::vector<Tensor> run_map_program(const std::vector<Tensor>& inputs, const Tensor& weights,
-                                    const Tensor& parameters, const Tensor& program) {
+                                    const Tensor& parameters, const Tensor& program,
+                                    const std::vector<int64_t>& /*shapes*/) {
   const Program plan = plan_program(inputs, weights, parameters, program);
   if (inputs[0].scalar_type() == ScalarType::Float) {
     return Run<float>(plan, inputs, weights, parameters).run();
