@@ -18,6 +18,7 @@ from anchornet_ext.data.photos import read_photo
 from anchornet_ext.inference import TwoStageClassifier, command
 from anchornet_ext.inference.prediction import prediction_of
 from anchornet_ext.models import AnchorNet, build_backbone
+from anchornet_ext.models.fused_network import FusedNetwork
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
 BACKBONE = "squeezenet1_1"
@@ -220,6 +221,8 @@ def test_half_precision_and_compilation(
         return compiler(network, backend="eager", dynamic=options["dynamic"])
 
     monkeypatch.setattr(torch, "compile", quick)
+    # So few photos would be left to this package's operators.
+    monkeypatch.setattr(FusedNetwork, "is_faster_than_compiled", lambda network, images: False)
     for extra, dtype, close in (
         (("--dtype", "bfloat16"), None, 3e-2),
         (("--compile",), torch.float32, 1e-4),

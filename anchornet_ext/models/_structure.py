@@ -87,7 +87,11 @@ class Structure:
 
 
 class Contents:
-    """Dictionaries of tensors, and whether they hold the same with the same values."""
+    """Dictionaries, of tensors or of modules, and whether they hold the same; tensors with the same
+    values.
+
+    Needs the native library.
+    """
 
     def __init__(self, dicts: Sequence[dict[str, Any]]) -> None:
         self._dicts = [*dicts]

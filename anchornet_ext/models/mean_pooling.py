@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .packed_convolutions import runs_natively
+from .packed_convolutions import runs_natively, wants_gradient
 
 
 def pack_pools(network: nn.Module) -> int:
@@ -40,7 +40,7 @@ class MeanPool2d(nn.AdaptiveAvgPool2d):
             and runs_natively(input)
             and input.dim() == 4
             and input.numel() > 0
-            and not (torch.is_grad_enabled() and input.requires_grad)
+            and not wants_gradient(input)
             and input.is_contiguous(memory_format=torch.channels_last)
         ):
             return super().forward(input)

@@ -71,6 +71,11 @@ def runs_natively(input: Tensor) -> bool:
     )
 
 
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a result of these would have one."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 class PackedConv2d(nn.Conv2d):
     """`nn.Conv2d` for inference on a CPU, with the same results up to rounding.
 
@@ -78,9 +83,18 @@ class PackedConv2d(nn.Conv2d):
     at the first call for a kind of work, and again when it has changed. Where gradients are wanted,
     forward-mode ones among them, under autocast, while PyTorch compiles or exports, on another
     device, and in a dtype that the processor's oneDNN has no kernels for, it is `nn.Conv2d`.
+
+    Attributes:
+        is_frozen: whether PyTorch compiles it with frozen weights, for a processor that
+            `convolve_maps` is fast on. Then the code has that operator for maps that are small in
+            batches of any size, and the order of its weights is computed while it compiles.
     """
 
+    is_frozen = False
+
     def forward(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() and self.is_frozen and self._is_small_in_batches(input):
+            return self._convolve_maps(input, pack_maps(self.weight))
         if not (runs_natively(input) and self._takes(input)):
             return super().forward(input)
         return self._run_packed(input)
@@ -112,16 +126,7 @@ class PackedConv2d(nn.Conv2d):
         if self._is_small(input):
             if known.of_maps is None:
                 known.of_maps = pack_maps(self.weight.detach())
-            return convolve_maps(
-                input,
-                known.of_maps,
-                self.bias,
-                stride=self.stride,
-                padding=self.padding,  # type: ignore[arg-type]  # no string can be packed
-                dilation=self.dilation,
-                add=add,
-                activation=activation,
-            )
+            return self._convolve_maps(input, known.of_maps, add, activation)
         weights = self._packed(known, input)
         where = (self.padding, self.stride, self.dilation, self.groups)
         out: Tensor
@@ -137,6 +142,24 @@ class PackedConv2d(nn.Conv2d):
         # answers. The convolution takes 2 to 7 % longer.
         return out.relu_() if activation == "relu" else out
 
+    def _convolve_maps(
+        self,
+        input: Tensor,
+        weights: MapWeights,
+        add: Tensor | None = None,
+        activation: Activation = "none",
+    ) -> Tensor:
+        return convolve_maps(
+            input,
+            weights,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,  # type: ignore[arg-type]  # no string can be packed
+            dilation=self.dilation,
+            add=add,
+            activation=activation,
+        )
+
     def _takes(self, input: Tensor) -> bool:
         """Whether this is work for the packed weights, asked at every call."""
         weight = self.weight
@@ -149,27 +172,42 @@ class PackedConv2d(nn.Conv2d):
             # On a single pixel, as of the gates of squeeze-and-excitation, this takes longer;
             # without any it is the usual error.
             and input.shape[2] * input.shape[3] > 1
-            and not (torch.is_grad_enabled() and _wants_gradient(input, weight, self.bias))
+            and not wants_gradient(input, weight, self.bias)
             and _has_kernels(input.dtype)
         )
 
     def _is_small(self, input: Tensor) -> bool:
         """Whether `convolve_maps` is the faster: as measured on AVX-512, in bfloat16 with its
         products."""
-        if self.groups != 1 or self.in_channels < _FEWEST_CHANNELS:
-            return False
-        taps = self.kernel_size[0] * self.kernel_size[1]
-        # With fewer the sums are started and stored more often than they are added to.
-        if taps * self.in_channels < _LEAST_DEPTH or not has_fast_kernels(input.dtype):
+        if not self._is_deep() or not has_fast_kernels(input.dtype):
             return False
         rows, columns = self._output_size(input)
         pixels = rows * columns
         if rows < 1 or columns < 1:
             return False  # the usual error
+        taps = self._taps()
         # Larger maps with a few images only.
         return pixels <= (64 if taps == 1 else 36) or (
             pixels <= (200 if taps == 1 else 144) and pixels * input.shape[0] <= 800
         )
+
+    def _is_small_in_batches(self, input: Tensor) -> bool:
+        """Whether `convolve_maps` is the faster for any number of images, if it is fast at all."""
+        if not self._is_deep() or not (input.is_cpu and input.dtype == self.weight.dtype):
+            return False
+        if input.dim() != 4 or input.shape[1] != self.in_channels:
+            return False  # the usual error
+        rows, columns = self._output_size(input)
+        return rows > 0 and columns > 0 and rows * columns <= (64 if self._taps() == 1 else 36)
+
+    def _is_deep(self) -> bool:
+        """Whether sums of `convolve_maps` are long enough: with fewer summands they are started and
+        stored more often than they are added to."""
+        enough = self._taps() * self.in_channels >= _LEAST_DEPTH
+        return enough and self.groups == 1 and self.in_channels >= _FEWEST_CHANNELS
+
+    def _taps(self) -> int:
+        return self.kernel_size[0] * self.kernel_size[1]
 
     def _output_size(self, input: Tensor) -> tuple[int, int]:
         height, width = (
@@ -274,10 +312,6 @@ def _can_be_packed(module: nn.Module) -> bool:
         and module.in_channels > 0
         and module.out_channels > 0
     )
-
-
-def _wants_gradient(*tensors: Tensor | None) -> bool:
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 @functools.cache

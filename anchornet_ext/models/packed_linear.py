@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from anchornet_ext.ops import Convolution, PackedLayers, inverted_residuals, pack_layers
 
-from .packed_convolutions import has_fast_kernels, runs_natively, version_of
+from .packed_convolutions import has_fast_kernels, runs_natively, version_of, wants_gradient
 
 #: With fewer weights the call is what takes long.
 FEWEST_WEIGHTS = 1 << 15
@@ -58,21 +58,15 @@ class PackedLinear(nn.Linear):
 
     def _runs_packed(self, input: Tensor) -> bool:
         return (
-            type(input) is Tensor
-            and runs_natively(input)
+            runs_natively(input)
             and input.dim() == 2
             and input.dtype == torch.float32
             and input.shape[0] > 0
             and input.shape[1] == self.in_features  # else the usual error
-            and all(p is None or self._is_plain(p) for p in (self.weight, self.bias))
-            and not (torch.is_grad_enabled() and input.requires_grad)
+            and all(p is None or _is_plain(p) for p in (self.weight, self.bias))
+            and not wants_gradient(input, self.weight, self.bias)
             and has_fast_kernels()
         )
-
-    @staticmethod
-    def _is_plain(parameter: Tensor) -> bool:
-        wants_gradient = torch.is_grad_enabled() and parameter.requires_grad
-        return parameter.is_cpu and parameter.dtype == torch.float32 and not wants_gradient
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies, and what is loaded from a file, pack their own.
@@ -102,6 +96,10 @@ class _Known(NamedTuple):
         return (
             self.weight is weight and self.bias is bias and self.versions == _versions(weight, bias)
         )
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    return parameter.is_cpu and parameter.dtype == torch.float32
 
 
 def _versions(weight: Tensor, bias: Tensor | None) -> tuple[int, int]:

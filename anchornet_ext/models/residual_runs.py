@@ -19,7 +19,7 @@ from anchornet_ext.ops.inverted_residuals import PackedLayers, inverted_residual
 from anchornet_ext.reference.inverted_residuals import Convolution, InvertedResidual, Layer
 
 from ._structure import HOOKS_OF_ALL, CountedTensors, Structure, parameters_of
-from .packed_convolutions import has_fast_kernels, runs_natively
+from .packed_convolutions import has_fast_kernels, runs_natively, wants_gradient
 from .packed_linear import FEWEST_WEIGHTS
 from .residual_layers import layer_of, linear_layers_of
 
@@ -106,7 +106,7 @@ class FusedSequential(nn.Sequential):
                 return None
             known = self.__dict__["_known"] = _Runs(self, modules)
         parameters = known.structure.parameters
-        if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+        if wants_gradient(*parameters):
             return None
         return None if any(module.training for module in known.fused) else known
 
@@ -240,11 +240,10 @@ def _all_float32(parameters: Sequence[Tensor]) -> bool:
 
 def _is_for_kernels(input: Tensor, dimensions: int) -> bool:
     return (
-        type(input) is Tensor
-        and runs_natively(input)
+        runs_natively(input)
         and input.dtype == torch.float32
         and input.dim() == dimensions
         and input.numel() > 0
-        and not (torch.is_grad_enabled() and input.requires_grad)
+        and not wants_gradient(input)
         and has_fast_kernels()
     )

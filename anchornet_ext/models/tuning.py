@@ -7,6 +7,7 @@ network that they are compared with get the same treatment.
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anchornet_ext import _extension
+
+from ._structure import Contents
 from .fused_network import FusedNetwork
 from .mean_pooling import pack_pools
 from .norm_folding import FoldedNorms, fold_batch_norms
-from .packed_convolutions import pack_convolutions
+from .packed_convolutions import PackedConv2d, has_fast_kernels, pack_convolutions
 from .packed_linear import pack_linears
 from .residual_runs import fuse_inverted_residuals, fuse_linear_layers
+
+#: Whether PyTorch can keep the code of each call of `torch.compile` apart.
+_ISOLATES = "isolate_recompiles" in inspect.signature(torch.compile).parameters
 
 
 def tune(
@@ -36,15 +43,21 @@ def tune(
     weights of convolutions in the kernels' own orders (`packed_convolutions`), each of which takes
     as much memory as they do once more: mostly one, two or three of those that meet maps of several
     sizes. And operations are fused where `torch.fx` sees the network's graph
-    (`graph_fusion`; its modules may not be exchanged then). `network` itself is left as it is;
-    later changes to it do not reach the copy.
+    (`graph_fusion`). `network` itself is left as it is; later changes to it do not reach the copy.
+
+    The copy's weights may be loaded and its modules exchanged; the next call sees it, and compiles
+    again where weights are frozen. `parameter.data = other` is not seen: use `parameter.copy_`, or
+    move the network (`.to`), after which everything is made anew.
 
     Args:
         network: maps images (B, C, H, W) to a tensor. A tuned one is taken apart first.
         compile: run it by `torch.compile`. The first batch waits up to minutes for that, and so
-            does the first one of another size; after that, any size will do. On the CPU the weights
-            are frozen, which puts them into the order that the convolutions want, once. What cannot
-            be compiled as one graph is compiled in parts, with a warning.
+            does the first one of another size; after that, any size will do. On the CPU, batches
+            that this package's own operators compute faster are left to them and wait for nothing:
+            those of MobileNets and EfficientNets in float32, up to eight images of a ResNet, any
+            number of a DenseNet. For the others the weights are frozen, which puts them into the
+            order that the convolutions want, once. What cannot be compiled as one graph is compiled
+            in parts, with a warning.
         dtype: of the weights and the computation, and of the result: float32, float64, float16 or
             bfloat16; images of another are cast on the way in. None keeps the network's.
         image_size: (H, W) that the network takes, to look for batch norms to fold; None tries the
@@ -75,7 +88,7 @@ class TunedNetwork(nn.Module):
     Attributes:
         network: the copy that was tuned, not compiled.
         norms: which of its batch norms are folded.
-        is_compiled: whether calls go through `torch.compile`.
+        is_compiled: whether calls go through `torch.compile`, where that is the faster.
         dtype: of the computation.
     """
 
@@ -114,6 +127,8 @@ class TunedNetwork(nn.Module):
         # Inside of somebody else's compilation, and for shapes alone, the network as it is.
         if not self.is_compiled or images.is_meta or torch.compiler.is_compiling():
             return self._run_plain(images)
+        if images.is_cpu and self._graph().is_faster_than_compiled(images):
+            return self._run_plain(images)
         return self._run_compiled(images)
 
     def train(self, mode: bool = True) -> TunedNetwork:
@@ -141,10 +156,10 @@ class TunedNetwork(nn.Module):
     @property
     def best_batch(self) -> int | None:
         """Of how many images it takes the least time for each on the CPU, if many are not best."""
-        return None if self.is_compiled else self._graph().best_batch
+        return self._graph().best_batch
 
     def _graph(self) -> FusedNetwork:
-        if self._fused is None:
+        if self._fused is None or not self._fused.is_of_these_modules():
             self._fused = FusedNetwork(self.network, self.dtype)
         return self._fused
 
@@ -155,7 +170,11 @@ class TunedNetwork(nn.Module):
         return (graph if graph.takes(images) else self.network)(images)
 
     def _run_compiled(self, images: Tensor) -> Any:
-        if self._compiled is None:
+        if self._compiled is None or not self._compiled.is_of_these_weights():
+            in_graph = images.is_cpu and has_fast_kernels(self.dtype)
+            for module in self.network.modules():
+                if isinstance(module, PackedConv2d):
+                    module.is_frozen = in_graph
             self._compiled = _Compiled(self.network, images.device)
         return self._compiled(images)
 
@@ -176,6 +195,14 @@ class _Compiled:
         self._compiled = _compile(network, device, fullgraph=True)
         self._device = device
         self._known: set[tuple[Any, ...]] = set()
+        # Frozen weights are part of the code.
+        own = [(m._modules, m._parameters, m._buffers) for m in network.modules()]
+        frozen = device.type == "cpu" and _extension.available()
+        self._frozen = Contents([held for three in own for held in three]) if frozen else None
+
+    def is_of_these_weights(self) -> bool:
+        """Whether the network has the modules, and they the weights, that the code was made of."""
+        return self._frozen is None or self._frozen.are_as_they_were()
 
     def __call__(self, images: Tensor) -> Any:
         # Another of any of these is compiled anew.
@@ -235,8 +262,18 @@ def _compile(
     options: dict[str, str | int | bool | Callable[..., Any]] = {}
     if device.type == "cpu":
         options["freezing"] = True
+        # Among the patterns are the activations that frozen convolutions are given to do: oneDNN's
+        # ReLU, ReLU6 and hard sigmoid make a number of NaN, and a network that diverged would be
+        # sure of its answers.
+        options["pattern_matcher"] = False
+    own: dict[str, Any] = {}
+    # PyTorch keeps code by the class of a network, and would find that with the weights of before.
+    if _ISOLATES:
+        own["isolate_recompiles"] = True
+    elif device.type == "cpu":  # an older PyTorch can only forget all code
+        torch.compiler.reset()
     compiled: Callable[[Tensor], Any] = torch.compile(
-        network, dynamic=False, fullgraph=fullgraph, options=options
+        network, dynamic=False, fullgraph=fullgraph, options=options, **own
     )
     return compiled
 

@@ -326,8 +326,17 @@ def eager_compiler(monkeypatch: pytest.MonkeyPatch) -> Any:
     torch.compiler.reset()
 
 
+class Smooth(TinyNetwork):
+    """Without a ReLU, so that small batches are not programs, but compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions[2] = nn.GELU()
+        self.convolutions[4] = nn.GELU()
+
+
 def test_a_compiled_network_compiles_three_times_at_most(eager_compiler: list[Any]) -> None:
-    network = with_statistics(TinyNetwork())
+    network = with_statistics(Smooth())
     tuned = [tune(network, compile=True) for _ in range(6)]  # more than torch's own limit
     compiled = []
     for one in tuned:
@@ -361,22 +370,25 @@ def test_batches_that_the_code_for_all_is_not_for_are_compiled(eager_compiler: l
 
 
 def test_the_shape_of_a_stream_is_compiled_once(eager_compiler: list[Any]) -> None:
-    model = tiny_classifier(1).tuned(compile=True)
+    plain = tiny_classifier(1)
+    for network in (plain.glance, plain.focus):
+        network.convolutions = Smooth().convolutions.eval()
+    model = plain.tuned(compile=True)
     images = noise(23, (104, 112), seed=3)
-    expected = tiny_classifier(1).classify(images)
+    expected = plain.classify(images)
     got = list(model.stream(images, batch=4, image_size=(104, 112)))
     assert [one.found.label for one in got if one.found] == expected.label.tolist()
     # glance and focus, each for whole batches and for the last one: frozen weights are not shared
     assert len(eager_compiler) == 4
 
 
-def test_compiled_weights_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU: torch looks this up before it applies the options of `torch.compile`."""
-    seen: list[bool] = []
+def compiled_graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.Graph]:
+    """The graphs that `torch.compile` gets to compile from now on, which run as they are."""
+    graphs: list[torch.fx.Graph] = []
     compiler = torch.compile
 
     def watched(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-        seen.append(any(node.op == "get_attr" for node in graph.graph.nodes))
+        graphs.append(graph.graph)
         return graph.forward
 
     monkeypatch.setattr(
@@ -384,9 +396,15 @@ def test_compiled_weights_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
         "compile",
         lambda network, options, **rest: compiler(network, backend=watched, **rest),
     )
-    network = TinyNetwork().eval()
+    return graphs
+
+
+def test_compiled_weights_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU: torch looks this up before it applies the options of `torch.compile`."""
+    graphs = compiled_graphs(monkeypatch)
+    network = Smooth().eval()
     outputs(tune(network, compile=True), noise(2, (96, 96), seed=0))
-    assert seen == [True]
+    assert [any(node.op == "get_attr" for node in graph.nodes) for graph in graphs] == [True]
 
 
 class ReadsValues(TinyNetwork):
@@ -416,10 +434,8 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         return compiler(network, backend=broken, **options)
 
     monkeypatch.setattr(torch, "compile", compile)
-    tuned = tune(TinyNetwork().eval(), compile=True)
-    with pytest.raises(
-        RuntimeError, match=r"TinyNetwork on images \(2, 3, 96, 96\) on cpu: .*no C"
-    ):
+    tuned = tune(Smooth().eval(), compile=True)
+    with pytest.raises(RuntimeError, match=r"Smooth on images \(2, 3, 96, 96\) on cpu: .*no C"):
         tuned(noise(2, (96, 96), seed=0))
 
 
@@ -464,3 +480,16 @@ def test_what_is_no_number_stays_none(where: str) -> None:
     found = tune(network, image_size=(64, 64))(images)
     assert torch.equal(found.isnan(), expected.isnan())
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_an_exchanged_module_is_seen(name: str) -> None:
+    network, other = backbone(name), with_statistics(build_backbone(name, 10), seed=2)
+    images = noise(2, (64, 64), seed=0)
+    tuned = tune(network)
+    outputs(tuned, images)
+    last = "layer4" if name == "resnet18" else "classifier"
+    setattr(network, last, getattr(other, last))
+    for module in (getattr(other, last), getattr(tune(other).network, last)):
+        setattr(tuned.network, last, copy.deepcopy(module))
+        assert_close(outputs(tuned, images), outputs(network, images))
