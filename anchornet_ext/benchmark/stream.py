@@ -30,7 +30,6 @@ from anchornet_ext.inference.passes import (
     compiled_passes,
     plain_passes,
 )
-from anchornet_ext.inference.stream import StreamResult
 from anchornet_ext.ops import gather_patches
 
 from .harness import Case, Options, Row, Setting, measure_case
@@ -200,7 +199,7 @@ class Runs:
         self._images = images
         self._batch = batch
         self._thresholds = tuple(thresholds)
-        exits = Counter(result.found.exit_step for result in self.stream() if result.found)
+        exits = Counter(exit_step for _, exit_step in self.stream())
         self.left_at_exit = [exits[step] for step in range(1, model.num_exits + 1)]
         self.looks = {
             "glance": len(images),
@@ -228,21 +227,25 @@ class Runs:
         ]
         random.Random(0).shuffle(self._calls)
 
-    def stream(self) -> list[StreamResult]:
+    def stream(self) -> list[tuple[int, int]]:
+        """(label, exit) of the images, which come in batches."""
         return self._stream(in_batches(self._images, self._batch))
 
-    def stream_of_single_images(self) -> list[StreamResult]:
+    def stream_of_single_images(self) -> list[tuple[int, int]]:
+        """Likewise, one by one."""
         return self._stream(iter(self._images))
 
-    def _stream(self, source: Iterable[Tensor]) -> list[StreamResult]:
-        return list(
-            self._model.stream(
-                source,
-                batch=self._batch,
-                thresholds=self._thresholds,
-                passes=self._passes,
-            )
+    def _stream(self, source: Iterable[Tensor]) -> list[tuple[int, int]]:
+        results = self._model.stream(
+            source, batch=self._batch, thresholds=self._thresholds, passes=self._passes
         )
+        answers = []
+        for result in results:
+            if result.found is None:
+                raise RuntimeError(f"image {result.position} of the stream: {result.error}")
+            # A result makes what it is asked for: ask for what anybody wants.
+            answers.append((result.found.label, result.found.exit_step))
+        return answers
 
     def step(self) -> list[Classification]:
         """Batch by batch."""

@@ -97,10 +97,18 @@ def chosen_policy(
         if policy is not None:
             raise ValueError("give thresholds or a policy, not both: a policy has its own")
         policy = ExitPolicy(tuple(thresholds))
-    if exit_at is not None and not hasattr(exit_at, "__index__"):
-        raise TypeError(f"exit_at must be an integer, got {exit_at!r}")
+    require_integer_or_none("exit_at", exit_at)
     if exit_at is not None and not 1 <= exit_at <= num_exits:
         raise ValueError(f"exit_at must be 1 to {num_exits}, got {exit_at}")
     policy = policy or own or ExitPolicy.never(num_exits)
     policy.require_exits(num_exits)
     return policy
+
+
+def require_integer_or_none(name: str, value: object) -> None:
+    """
+    Raises:
+        TypeError: `value`, of the argument `name`, is neither an integer nor None.
+    """
+    if value is not None and not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}")

@@ -6,28 +6,25 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """Images that came together, or the error in the place of one.
-
-    Attributes:
-        position: the number of the first in the input, from 0; errors count.
-        keys: what came with each.
-        images: (B, 3, H, W), not checked yet, at least one; None if there is an error. The memory
-            is the source's, which may write to it as soon as it is asked for more.
-        error: why there is no image.
-    """
+class Arrival(NamedTuple):
+    """Images that came together, or the error in the place of one."""
 
     position: int
+    """The number of the first in the input, from 0; errors count."""
     keys: Sequence[Any]
+    """What came with each."""
     images: Tensor | None
+    """(B, 3, H, W), not checked yet, at least one; None if there is an error.
+
+    The memory is the source's, which may write to it as soon as it is asked for more.
+    """
     error: Exception | None
+    """Why there is no image."""
 
 
 def arrivals(

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,37 +18,121 @@ from .exit_rules import ExitRules
 from .stream_state import Decided, Localised
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class Leaving:
+    """What was found of A images that left in one pass: lists and tensors with an entry for each.
+
+    Attributes:
+        steps: how many inputs they used.
+        confidence, label: after each of these inputs.
+        top_left: (row, column) of all patches that AnchorNet proposed; empty without it.
+        anchor_label: None where AnchorNet did not see the image.
+        activation_map: (h, w) each; None likewise.
+        probabilities: (A, n).
+        rules: by which they left.
+        macs: what leaving at exit 1, ..., T costs.
+        full_macs: what leaving at the last exit that there is costs.
+        dtype: of confidences.
+    """
+
+    steps: Sequence[int]
+    confidence: Sequence[Sequence[float]]
+    label: Sequence[Sequence[int]]
+    top_left: Sequence[Sequence[Sequence[int]]]
+    anchor_label: Sequence[int | None]
+    activation_map: Sequence[Tensor | None]
+    probabilities: Tensor
+    rules: ExitRules
+    macs: Sequence[int]
+    full_macs: int
+    dtype: torch.dtype
+
+
 class ImageClassification:
     """What `early_exit.Classification` says of one image; n classes, T exits, on the CPU.
 
-    Attributes:
-        label: the predicted class: that of `answer_step`.
-        probabilities: (n,) after input `answer_step`.
-        exit_step: the number of inputs used, 1 (the glance alone) to T.
-        answer_step: the input after which the answer was found.
-        confidence: (T,), the largest probability after each input, NaN where it was not reached.
-        step_label: (T,) int64, the class predicted after each input, -1 where not reached.
-        top_left: (T - 1, 2) int64, (row, column) in pixels of the patch of each step after the
-            glance, -1 where it was not reached.
-        anchor_label: the class whose activation map chose the patches; None if AnchorNet did not
-            see the image, as it left at the glance.
-        activation_map: (h, w), AnchorNet's map of that class; None likewise.
-        macs: multiply-adds that the image cost.
-        full_macs: multiply-adds of an image of this size that goes to the last exit.
+    A place among the images that left with it. What is asked for is made then: five tensors for
+    each image that nobody looks at would take a good part of a small network's time.
     """
 
-    label: int
-    probabilities: Tensor
-    exit_step: int
-    answer_step: int
-    confidence: Tensor
-    step_label: Tensor
-    top_left: Tensor
-    anchor_label: int | None
-    activation_map: Tensor | None
-    macs: int
-    full_macs: int
+    __slots__ = ("_leaving", "_place")
+
+    def __init__(self, leaving: Leaving, place: int) -> None:
+        self._leaving = leaving
+        self._place = place
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(label={self.label}, exit_step={self.exit_step}, "
+            f"answer_step={self.answer_step}, confidence={self.confidence.tolist()})"
+        )
+
+    @property
+    def label(self) -> int:
+        """The predicted class: that of `answer_step`."""
+        return self._leaving.label[self._place][self.answer_step - 1]
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(n,) after input `answer_step`."""
+        return self._leaving.probabilities[self._place]
+
+    @property
+    def exit_step(self) -> int:
+        """The number of inputs used, 1 (the glance alone) to T."""
+        return self._leaving.steps[self._place]
+
+    @property
+    def answer_step(self) -> int:
+        """The input after which the answer was found."""
+        return self._leaving.rules.answer_step(self._leaving.confidence[self._place])
+
+    @property
+    def confidence(self) -> Tensor:
+        """(T,), the largest probability after each input, NaN where it was not reached."""
+        known = self._leaving.confidence[self._place]
+        return torch.tensor([*known, *[math.nan] * self._unused], dtype=self._leaving.dtype)
+
+    @property
+    def step_label(self) -> Tensor:
+        """(T,) int64, the class predicted after each input, -1 where not reached."""
+        return torch.tensor([*self._leaving.label[self._place], *[-1] * self._unused])
+
+    @property
+    def top_left(self) -> Tensor:
+        """(T - 1, 2) int64, (row, column) in pixels of the patch of each step after the glance.
+
+        -1 where it was not reached.
+        """
+        used = self._leaving.top_left[self._place][: self.exit_step - 1]
+        return torch.tensor([*used, *[(-1, -1)] * self._unused], dtype=torch.int64).view(-1, 2)
+
+    @property
+    def anchor_label(self) -> int | None:
+        """The class whose activation map chose the patches.
+
+        None if AnchorNet did not see the image, as it left at the glance.
+        """
+        return self._leaving.anchor_label[self._place]
+
+    @property
+    def activation_map(self) -> Tensor | None:
+        """(h, w), AnchorNet's map of that class; None likewise."""
+        return self._leaving.activation_map[self._place]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds that the image cost."""
+        return self._leaving.macs[self.exit_step - 1]
+
+    @property
+    def full_macs(self) -> int:
+        """Multiply-adds of an image of this size that goes to the last exit."""
+        return self._leaving.full_macs
+
+    @property
+    def _unused(self) -> int:
+        return self._leaving.rules.num_exits - self.exit_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +179,7 @@ class Ledger:
         self._rules = rules
         self._macs = macs
         self._full_macs = full_macs
-        self._dtype = np.float64 if dtype == torch.float64 else np.float32
+        self._dtype = dtype
         self._position = [0] * slots
         self._key: list[Any] = [None] * slots
         # After each input so far; and, where AnchorNet was asked, (row, column) of its patches.
@@ -107,10 +190,10 @@ class Ledger:
         self._map: Tensor | None = None  # (S, h, w), of the type that AnchorNet gives
         self._map_shape = (slots, *map_size)
 
-    def begin(self, slots: Sequence[int], position: int, keys: Sequence[Any]) -> None:
-        """Images come into `slots`, with these keys, that of the first being number `position`."""
-        for number, (slot, key) in enumerate(zip(slots, keys, strict=True), start=position):
-            self._position[slot] = number
+    def begin(self, slots: Sequence[int], positions: Sequence[int], keys: Sequence[Any]) -> None:
+        """Images come into `slots`, with these numbers in the input and these keys."""
+        for slot, position, key in zip(slots, positions, keys, strict=True):
+            self._position[slot] = position
             self._key[slot] = key
             self._confidence[slot], self._label[slot], self._top_left[slot] = [], [], []
 
@@ -143,55 +226,26 @@ class Ledger:
         Args:
             probabilities: (A, n), not used by anything else: the results share it.
         """
-        answers: Sequence[int] = steps
-        if self._rules.policy.answer == "surest":
-            answers = [self._rules.answer_step(self._confidence[slot]) for slot in slots]
         anchor_label, activation_map = self._looked_at(slots, steps)
-        confidence, label, top_left = self._tables(slots, steps)
-        found = map(
-            ImageClassification,
-            (self._label[slot][answer - 1] for slot, answer in zip(slots, answers, strict=True)),
-            probabilities.unbind(),
+        leaving = Leaving(
             steps,
-            answers,
-            confidence.unbind(),
-            label.unbind(),
-            top_left.unbind(),
+            [self._confidence[slot] for slot in slots],
+            [self._label[slot] for slot in slots],
+            [self._top_left[slot] for slot in slots],
             anchor_label,
             activation_map,
-            (self._macs[step - 1] for step in steps),
-            (self._full_macs for _ in steps),
+            probabilities,
+            self._rules,
+            self._macs,
+            self._full_macs,
+            self._dtype,
         )
-        results = [
-            StreamResult(self._position[slot], self._key[slot], one, None)
-            for slot, one in zip(slots, found, strict=True)
-        ]
-        for slot in slots:
+        results = []
+        for place, slot in enumerate(slots):
+            found = ImageClassification(leaving, place)
+            results.append(StreamResult(self._position[slot], self._key[slot], found, None))
             self._key[slot] = None  # it may be large
         return results
-
-    def _tables(self, slots: Sequence[int], steps: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """What the results say of each input: (A, T), (A, T) and (A, T - 1, 2)."""
-        count, exits = len(slots), self._rules.num_exits
-        confidence: list[float] = []
-        numbers: list[int] = []  # of an image, its labels and then its places
-        for slot, step in zip(slots, steps, strict=True):
-            unused = exits - step
-            confidence += self._confidence[slot]
-            confidence += [math.nan] * unused
-            numbers += self._label[slot]
-            numbers += [-1] * unused
-            for place in self._top_left[slot][: step - 1]:
-                numbers += place
-            numbers += [-1] * (2 * unused)
-        # Through numpy, which reads a list in half of torch's time.
-        of_all = torch.from_numpy(np.array(numbers, dtype=np.int64).reshape(count, 3 * exits - 2))
-        label, top_left = of_all.tensor_split((exits,), dim=1)
-        return (
-            torch.from_numpy(np.array(confidence, dtype=self._dtype).reshape(count, exits)),
-            label,
-            top_left.view(count, exits - 1, 2),
-        )
 
     def _looked_at(
         self, slots: Sequence[int], steps: Sequence[int]

@@ -71,8 +71,7 @@ class Scheduler:
         self._patience = patience
         self._free = list(range(slots - 1, -1, -1))  # the lowest is taken first
         self._waiting: dict[Pass, deque[int]] = {kind: deque() for kind in Pass}
-        self._queue_of: dict[int, Pass] = {}  # of waiting slots only
-        self._step = [0] * slots  # inputs seen
+        self._step = [0] * slots  # inputs seen, of those that have been through the glance
         self._arrival: dict[int, int] = {}  # by slot, the oldest first
         self._arrivals = 0
 
@@ -101,12 +100,13 @@ class Scheduler:
         """
         if count > self.admissible:
             raise RuntimeError(f"there is no room for {count} images, but for {self.admissible}")
-        slots = [self._free.pop() for _ in range(count)]
-        for slot in slots:
-            self._step[slot] = 0
-            self._arrival[slot] = self._arrivals
-            self._arrivals += 1
-            self._wait(slot, Pass.GLANCE)
+        kept = len(self._free) - count
+        slots = self._free[kept:]
+        del self._free[kept:]
+        slots.reverse()
+        self._arrival.update(zip(slots, range(self._arrivals, self._arrivals + count), strict=True))
+        self._arrivals += count
+        self._waiting[Pass.GLANCE].extend(slots)
         return slots
 
     def pass_by(self) -> None:
@@ -133,13 +133,15 @@ class Scheduler:
         Returns:
             The slots of the images that have left, which are free now.
         """
+        if work.kind is Pass.LOCALISE:
+            self._waiting[Pass.FOCUS].extend(work.slots)
+            return []
+        queue = self._waiting[Pass.LOCALISE if work.kind is Pass.GLANCE else Pass.FOCUS]
         left: list[int] = []
         for slot, step in zip(work.slots, work.steps, strict=True):
-            self._step[slot] = step
-            if work.kind is Pass.LOCALISE:
-                self._wait(slot, Pass.FOCUS)
-            elif step < self._last and slot in stay:
-                self._wait(slot, Pass.LOCALISE if work.kind is Pass.GLANCE else Pass.FOCUS)
+            if step < self._last and slot in stay:
+                self._step[slot] = step
+                queue.append(slot)
             else:
                 left.append(slot)
                 del self._arrival[slot]
@@ -157,7 +159,7 @@ class Scheduler:
 
     def _choose(self, more: bool) -> Pass | None:
         sizes = {kind: len(queue) for kind, queue in self._waiting.items()}
-        others_under_way = len(self._queue_of) < len(self._arrival)
+        others_under_way = sum(sizes.values()) < len(self._arrival)
         if not more:
             # In the order of the passes, so that the last images meet in as few as possible.
             kind = next((kind for kind in Pass if sizes[kind]), None)
@@ -165,8 +167,9 @@ class Scheduler:
             return None if can_wait else kind
         if self._impatient:
             oldest = next(iter(self._arrival))
-            if oldest in self._queue_of:
-                return self._queue_of[oldest]
+            for kind, queue in self._waiting.items():
+                if oldest in queue:
+                    return kind
         for kind in reversed(Pass):  # those that make room first
             if sizes[kind] >= self._batch:
                 return kind
@@ -180,12 +183,9 @@ class Scheduler:
             # Those with the most inputs ahead of them; how many they need decides when it all ends.
             queue = deque(sorted(queue, key=lambda slot: self._step[slot]))
             self._waiting[kind] = queue
-        slots = tuple(queue.popleft() for _ in range(min(self._batch, len(queue))))
-        for slot in slots:
-            del self._queue_of[slot]
+        count = min(self._batch, len(queue))
+        slots = tuple([queue.popleft() for _ in range(count)])
+        if kind is Pass.GLANCE:
+            return Work(kind, slots, (1,) * count)
         new_inputs = 0 if kind is Pass.LOCALISE else 1
-        return Work(kind, slots, tuple(self._step[slot] + new_inputs for slot in slots))
-
-    def _wait(self, slot: int, kind: Pass) -> None:
-        self._waiting[kind].append(slot)
-        self._queue_of[slot] = kind
+        return Work(kind, slots, tuple([self._step[slot] + new_inputs for slot in slots]))

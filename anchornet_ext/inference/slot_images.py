@@ -57,11 +57,12 @@ class SlotImages:
         self._has_type = False
         self.is_bytes = True
         self._rows: Tensor | None = None  # (S + 1, 3, H, W)
-        # In the order of their arrival; all but the first `_num_own` are the source's memory.
-        self._waiting: list[Tensor] = []  # (b, 3, H, W) each
-        self._taken: list[Tensor] = []  # likewise
-        self._own: Tensor | None = None  # (b, 3, H, W), where those that wait are copied to
+        # Those that wait, in the order of their arrival: `_num_own` copies, and behind them others
+        # in their source's memory.
+        self._own: Tensor | None = None  # (b, 3, H, W)
         self._num_own = 0
+        self._waiting: list[Tensor] = []  # (b, 3, H, W) each
+        self._taken: list[Tensor] = []  # likewise, by the glance
         self._borrowed: list[Tensor] = []
 
     def put(self, images: Tensor) -> bool:
@@ -88,16 +89,11 @@ class SlotImages:
 
     def secure(self) -> None:
         """Copies the images that wait, so that their source may use its memory again."""
-        if not self._waiting:
-            return
-        begin = self._num_own
-        for images in self._waiting[1 if begin else 0 :]:
-            end = begin + len(images)
-            self._own_memory()[begin:end].copy_(images)
-            begin = end
-        if begin > self._num_own:
-            self._num_own = begin
-            self._waiting = [self._own_memory()[:begin]]
+        for images in self._waiting:
+            end = self._num_own + len(images)
+            self._own_memory()[self._num_own : end].copy_(images)
+            self._num_own = end
+        self._waiting.clear()
 
     def take(self, count: int) -> None:
         """Lets the glance have the `count` images that wait, and lets others wait.
@@ -105,12 +101,12 @@ class SlotImages:
         Raises:
             RuntimeError: another number of images waits.
         """
-        self._check_taken(count, sum(map(len, self._waiting)))
+        self._check_taken(count, self._num_own + sum(map(len, self._waiting)))
         side = self._classifier.glance_size
         others, height, width = count - self._num_own, *self._size
         if 0 < others * height * width < count * side * side:
             self.secure()  # less work than to put two parts of the glance's input together
-        self._taken, self._waiting, self._num_own = self._waiting, [], 0
+        self._taken, self._waiting, self._num_own = self._in_order(), [], 0
 
     def glance_input(self, count: int) -> Tensor:
         """(count, 3, g, g): the images that were taken made small, and zeros behind them."""
@@ -174,6 +170,12 @@ class SlotImages:
     def _add(self, images: Tensor) -> None:
         self._waiting.append(images.to(self._device))
 
+    def _in_order(self) -> list[Tensor]:
+        """(b, 3, H, W) each: all that wait."""
+        if self._num_own == 0:
+            return self._waiting
+        return [self._own_memory()[: self._num_own], *self._waiting]
+
     def _check_taken(self, count: int, waiting: int) -> None:
         if count != waiting:
             raise RuntimeError(f"{waiting} images wait for the glance, not {count}")
@@ -211,8 +213,8 @@ class SlotImages:
         if rows is not None:
             for row, before in zip(self._kept_memory(), rows, strict=True):  # the least memory
                 row.copy_(self._as_floats(before))
+        self._waiting = [self._as_floats(images) for images in self._in_order()]
         self._own, self._num_own = None, 0
-        self._waiting = [self._as_floats(images) for images in self._waiting]
 
     def _as_floats(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:

@@ -15,7 +15,7 @@ import torch
 
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
-from .exit_rules import exit_rules
+from .exit_rules import exit_rules, require_integer_or_none
 from .feeding import Arrival, arrivals
 from .ledger import ImageClassification, Ledger, StreamResult
 from .pass_graphs import CudaGraphs
@@ -103,7 +103,11 @@ def stream(
     Raises:
         ValueError: what `early_exit.classify` says of the exits; a size or a number out of range;
             arguments that contradict each other. All this at the call.
+        TypeError: a number that is no integer. Likewise.
     """
+    integers = {"batch": batch, "slots": slots, "workers": workers, "patience": patience}
+    for name, value in integers.items():
+        require_integer_or_none(name, value)
     if passes is not None and (compile or image_size is not None):
         raise ValueError("passes are compiled or not and for one image size: give no others")
     if passes is None:
@@ -189,7 +193,7 @@ class _Runner:
         self._depth = depth
         self._under_way: deque[tuple[Work, Pending]] = deque()
         self._arrived: Arrival | None = None  # of which some images have no slot yet
-        self._begun = 0  # images of it that have one, or were refused
+        self._begun = 0  # images of it that were taken in, or refused
         self._wrong: Exception | None = None  # with all of its images
         self._more = True
         self._problem: Exception | None = None  # the source's own
@@ -217,24 +221,44 @@ class _Runner:
             raise self._problem
 
     def _take_in(self, feed: Iterator[Arrival]) -> Iterator[StreamResult]:
-        """Gives slots to images until there may be a pass to run; refuses those that are none."""
-        while self._more and (room := self._scheduler.admissible):
+        """Takes images in until there may be a pass to run; refuses those that are none."""
+        room = self._scheduler.admissible
+        positions: list[int] = []  # of images that have no slot yet: they are given together
+        keys: list[Any] = []
+        while self._more and len(keys) < room:
             if self._arrived is None:
                 self._ask(feed)
                 continue
-            arrival, begin = self._arrived, self._begun
-            end = min(begin + room, len(arrival.keys)) if self._wrong is None else begin + 1
-            self._begun = end
-            if end == len(arrival.keys):
-                self._arrived = None
+            arrival, begin, count = self._arrived, self._begun, len(self._arrived.keys)
             if self._wrong is not None:
+                self._begin(positions, keys)
+                self._pass(begin + 1)
                 self._scheduler.pass_by()
+                room = self._scheduler.admissible
                 yield StreamResult(arrival.position + begin, arrival.keys[begin], None, self._wrong)
                 continue
             assert arrival.images is not None
-            slots = self._scheduler.admit(end - begin)
-            self._state.arrive(arrival.images[begin:end])
-            self._ledger.begin(slots, arrival.position + begin, arrival.keys[begin:end])
+            end = min(begin + room - len(keys), count)
+            self._pass(end)
+            whole = end - begin == count
+            self._state.arrive(arrival.images if whole else arrival.images[begin:end])
+            positions += range(arrival.position + begin, arrival.position + end)
+            keys += arrival.keys if whole else arrival.keys[begin:end]
+        self._begin(positions, keys)
+
+    def _pass(self, begun: int) -> None:
+        """Notes how many of those that arrived together have been taken in, or refused."""
+        assert self._arrived is not None
+        self._begun = begun
+        if begun == len(self._arrived.keys):
+            self._arrived = None
+
+    def _begin(self, positions: list[int], keys: list[Any]) -> None:
+        """Gives slots to images that were taken in, and empties the lists of them."""
+        if keys:
+            self._ledger.begin(self._scheduler.admit(len(keys)), positions, keys)
+            positions.clear()
+            keys.clear()
 
     def _ask(self, feed: Iterator[Arrival]) -> None:
         """Takes the next images from their source, which may write to the last ones' memory now."""
@@ -277,4 +301,7 @@ def _image_error(arrival: Arrival, image_size: tuple[int, int]) -> Exception | N
         return ValueError(f"the image is {shape}, but this stream is for {expected} (image_size)")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         return TypeError(f"an image must be uint8 or floating point, got {images.dtype}")
+    if images.layout is not torch.strided or images.is_meta:
+        found = f"{images.layout} on {images.device}"
+        return TypeError(f"an image must be a dense tensor with its numbers, got {found}")
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import pickle
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -263,9 +264,11 @@ def test_one_bad_image_does_not_stop_the_others() -> None:
         torch.zeros(3, *SIZE, dtype=torch.int64),
         *images[3:],
         broken,
+        images[0].to_sparse(),
+        images[0].to("meta"),
     ]
     got = list(stream(model, source, thresholds=(NEVER, 0.7, 0.7, NEVER)))
-    assert [result.position for result in got] == list(range(12))
+    assert [result.position for result in got] == list(range(14))
     good = [result for result in got if result.error is None]
     assert [result.position for result in good] == [0, 2, 5, 8, 9, 10]
     assert_equal_to_batched(
@@ -283,6 +286,8 @@ def test_one_bad_image_does_not_stop_the_others() -> None:
     assert isinstance(errors[6], TypeError)
     assert "int64" in str(errors[7])
     assert errors[11] is broken
+    assert "torch.sparse_coo" in str(errors[12])
+    assert "meta" in str(errors[13])
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -658,6 +663,16 @@ def test_results_do_not_keep_their_batches() -> None:
     assert sum(sizes.values()) == 16 * CLASSES * 4
 
 
+def test_results_can_be_sent_to_another_process() -> None:
+    model = tiny_classifier(1)
+    images = noise(12, SIZE, seed=3)
+    results = list(stream(model, images, thresholds=spread_thresholds(model, images)))
+    copies = pickle.loads(pickle.dumps(results))
+    assert_equal_to_batched(copies, model.classify(images, spread_thresholds(model, images)))
+    assert [repr(one) for one in copies] == [repr(one) for one in results]
+    assert f"label={found(results[0]).label}, exit_step=" in repr(results[0])
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_passes_see_one_shape_only(backend: str) -> None:
     model = tiny_classifier(1).fold()
@@ -700,6 +715,13 @@ def test_compile_is_an_option() -> None:
 def test_wrong_arguments_are_refused_at_the_call(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         stream(tiny_classifier(), [], **options)
+
+
+@pytest.mark.parametrize("name", ["batch", "slots", "workers", "patience"])
+@pytest.mark.parametrize("value", [4.5, "4"])
+def test_numbers_that_are_no_integers_are_refused_at_the_call(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be an integer, got {value!r}"):
+        stream(tiny_classifier(), [], **{name: value})
 
 
 def test_wrong_keys_and_wrong_networks() -> None:
