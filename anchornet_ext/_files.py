@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 #: Bytes that a place must take for there to be any use in working towards a result there.
 _LEAST_ROOM = 1 << 16
@@ -97,6 +99,31 @@ def require_file(path: Path, flag: str) -> None:
     if not path.parent.is_dir():
         raise ValueError(f"{flag} {str(path)!r}: there is no folder {str(path.parent)!r}")
     _try_to_write(path.parent, f"{flag} {str(path)!r}")
+
+
+def lock(file: IO[Any], folder: Path) -> None:
+    """Keeps other processes that lock the same file from going on, until this one closes it.
+
+    The system lets go of the lock when the process ends, however it ends. Where it knows no such
+    locks (some network drives) nothing is kept from anybody.
+
+    Args:
+        file: open for writing; kept open for as long as `folder` is written into.
+        folder: what others are to keep out of, for the message.
+
+    Raises:
+        ValueError: another process has locked the file.
+    """
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        # Not flock: processes that load photos would inherit it, and outlive this one for a while.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise ValueError(f"another process is writing into {str(folder)!r}") from error
 
 
 def _try_to_write(folder: Path, what: str) -> None:

@@ -21,7 +21,7 @@ from anchornet_ext.training.plan import Plan, Supply
 from anchornet_ext.training.stages import FocusTask, GlanceTask
 from anchornet_ext.training.task import Task
 
-from .common.backbone_start import BackboneOptions, initial_backbone
+from .common.backbone_start import BackboneOptions, initial_backbone, require_start
 from .common.system import MODEL, System
 
 #: Localised by AnchorNet (section 3.5), or anywhere: a fair opponent for the former.
@@ -112,8 +112,6 @@ class AnchorNetSystem(System):
             for stage, size in sizes.items():
                 if stage in stages:
                     require_input_size(model, size)
-            if options.backbone_weights is not None:
-                load_weights(model, options.backbone_weights)
         has_start = (
             "backbone" not in self.stages_to_run(options)
             or "backbone" in stages
@@ -131,6 +129,13 @@ class AnchorNetSystem(System):
             )
         if "focus" in stages:
             self._require_focus(plan, stages, world)
+        if {"glance", "focus"} & set(stages):
+            require_start(
+                options.backbone,
+                plan.num_classes,
+                pretrained=options.pretrained,
+                weights=options.backbone_weights,
+            )
 
     def _require_focus(self, plan: Plan, stages: Sequence[str], world: World) -> None:
         options: AnchorNetOptions = plan.options

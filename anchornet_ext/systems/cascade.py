@@ -14,14 +14,13 @@ from anchornet_ext._images import require_normalised_images
 from anchornet_ext._options import need, option
 from anchornet_ext.models import build_backbone, count_macs, require_input_size
 from anchornet_ext.models.resizing import resized_square
-from anchornet_ext.training.checkpoint import load_weights
 from anchornet_ext.training.config import Stage, StageConfig
 from anchornet_ext.training.distributed import World
 from anchornet_ext.training.plan import Plan, Supply
 from anchornet_ext.training.stages import GlanceTask
 from anchornet_ext.training.task import Task
 
-from .common.backbone_start import initial_backbone
+from .common.backbone_start import initial_backbone, require_start
 from .common.network_system import NetworkSystem
 
 
@@ -166,14 +165,18 @@ class CascadeSystem(NetworkSystem):
         for stage in self.parts:
             network = cascade.get_submodule(stage)
             require_input_size(network, getattr(plan.options, f"{stage}_input"))
-            weights = getattr(plan.options, f"{stage}_weights")
-            if weights is not None:
-                load_weights(network, weights)
         macs = cascade.macs_per_exit((0, 0))  # type: ignore[operator]
         if macs[0] > macs[1] - macs[0]:
             raise ValueError(
                 f"the first network costs {macs[0]:,} multiply-adds and the second one "
                 f"{macs[1] - macs[0]:,}: the cheaper one must come first"
+            )
+        for stage in stages:
+            require_start(
+                getattr(plan.options, f"{stage}_backbone"),
+                plan.num_classes,
+                pretrained=plan.options.pretrained,
+                weights=getattr(plan.options, f"{stage}_weights"),
             )
 
     def task(self, stage: str, plan: Plan, supply: Supply) -> Task:

@@ -31,7 +31,7 @@ from anchornet_ext.training.ppo import PPOConfig
 from anchornet_ext.training.stages import GlanceTask
 from anchornet_ext.training.task import Task
 
-from .common.backbone_start import BackboneOptions, initial_backbone
+from .common.backbone_start import BackboneOptions, initial_backbone, require_start
 from .common.network_system import NetworkSystem
 from .common.storage import Saved
 
@@ -209,11 +209,9 @@ class GFNetSystem(NetworkSystem):
                 f"--crop-size {crop} is smaller than the patches of {options.patch_size} pixels"
             )
         self.build(options, plan.num_classes)  # takes patches of that size
-        backbone = build_backbone(options.backbone, plan.num_classes)
         if "backbone" in stages:
+            backbone = build_backbone(options.backbone, plan.num_classes)
             require_input_size(backbone, plan.configs["backbone"].size)
-        if options.backbone_weights is not None:
-            load_weights(backbone, options.backbone_weights)
         order = self.stages_to_run(options)
         for stage in stages:
             for earlier in order[: order.index(stage)] if stage in order else ():
@@ -224,6 +222,12 @@ class GFNetSystem(NetworkSystem):
                     )
         if {"sequence", "policy", "refine"} & set(stages):
             _extension.require_device(world.device)
+        require_start(
+            options.backbone,
+            plan.num_classes,
+            pretrained=options.pretrained,
+            weights=options.backbone_weights,
+        )
 
     def task(self, stage: str, plan: Plan, supply: Supply) -> Task:
         """See `System.task`."""

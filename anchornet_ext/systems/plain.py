@@ -14,13 +14,12 @@ from anchornet_ext.evaluation.report_data import PLAIN_EXPLANATION
 from anchornet_ext.evaluation.systems import ExitSystem
 from anchornet_ext.models import build_backbone
 from anchornet_ext.models.single_exit import SingleExit
-from anchornet_ext.training.checkpoint import load_weights
 from anchornet_ext.training.config import Stage, StageConfig
 from anchornet_ext.training.distributed import World
 from anchornet_ext.training.plan import Plan, Supply
 from anchornet_ext.training.task import Task
 
-from .common.backbone_start import BackboneOptions, initial_backbone
+from .common.backbone_start import BackboneOptions, initial_backbone, require_start
 from .common.network_system import NetworkSystem
 from .common.recipe import Recipe
 from .common.storage import Saved
@@ -74,9 +73,13 @@ class PlainSystem(NetworkSystem):
     def require(self, plan: Plan, stages: Sequence[str], world: World) -> None:
         """The network takes the crop, and the weights to start from fit."""
         super().require(plan, stages, world)
-        if plan.options.backbone_weights is not None:
-            network = build_backbone(plan.options.backbone, plan.num_classes)
-            load_weights(network, plan.options.backbone_weights)
+        options: BackboneOptions = plan.options
+        require_start(
+            options.backbone,
+            plan.num_classes,
+            pretrained=options.pretrained,
+            weights=options.backbone_weights,
+        )
 
     def task(self, stage: str, plan: Plan, supply: Supply) -> Task:
         """See `System.task`."""

@@ -53,6 +53,8 @@ def _stage_list(system: System) -> Callable[[str], tuple[str, ...]]:
 
 def add_arguments_for(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """The flags of `anchornet train`, which depend on the system that `words` choose."""
+    # All flags in full would hide the error below them.
+    parser.usage = f"{parser.prog} --data FOLDER --out RUN [--system NAME] [OPTIONS]"
     system = chosen_system(parser, words)
     recipe = chosen_recipe(system, words)
     parser.set_defaults(chosen=system, recipe=recipe)
@@ -161,11 +163,7 @@ def run(args: argparse.Namespace) -> int:
         _require_batches(plan, stages, world)
         system.require(plan, stages, world)
         _require_run_of(system, plan)
-        if args.overwrite and world.is_main:
-            for stage in stages:
-                shutil.rmtree(plan.run / stage, ignore_errors=True)
-        world.barrier()
-        if not args.resume:
+        if not (args.resume or args.overwrite):
             _require_unused(plan, stages)
         world.barrier()  # nobody writes before everybody has looked
         with RunLog(
@@ -174,6 +172,10 @@ def run(args: argparse.Namespace) -> int:
             interval=args.log_interval,
             tensorboard=args.tensorboard,
         ) as log:
+            if args.overwrite and world.is_main:
+                for stage in stages:
+                    shutil.rmtree(plan.run / stage, ignore_errors=True)
+            world.barrier()
             _train(args, system, plan, stages, train, val, world, log)
     return 0
 

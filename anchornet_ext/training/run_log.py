@@ -14,6 +14,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from anchornet_ext._files import lock
+
 from .checkpoint import write_text
 
 
@@ -31,13 +33,14 @@ class RunLog:
     `interval` seconds. Only the main process says anything.
 
     Args:
-        folder: where log.txt is appended to; None: nowhere.
+        folder: where log.txt is appended to, by one process at a time; None: nowhere.
         enabled: whether this is the main process.
         interval: seconds between progress lines where there is no terminal.
         tensorboard: whether to write TensorBoard events into FOLDER/tensorboard.
 
     Raises:
         ImportError: TensorBoard is wanted and is not installed.
+        ValueError: another process writes into the folder.
     """
 
     def __init__(
@@ -75,6 +78,11 @@ class RunLog:
             self._file = open(  # noqa: SIM115
                 folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace"
             )
+            try:
+                lock(self._file, folder)
+            except ValueError:
+                self._file.close()
+                raise
 
     def __enter__(self) -> RunLog:
         return self

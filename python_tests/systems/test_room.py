@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -181,3 +182,24 @@ def test_an_unfinished_run_is_named(photos: Path, tmp_path: Path, anchornet: Com
     assert "no model yet: large still to train" in done.stderr
     with pytest.raises(FileNotFoundError, match="a run that is not finished"):
         load_system(run, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["anchornet", "cascade", "gfnet", "plain"])
+def test_published_weights_are_fetched_before_anything_is_trained(
+    photos: Path, tmp_path: Path, anchornet: Command, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Stages that need none may come first, and take hours."""
+
+    def fail(*_arguments: object, **_keywords: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    run = tmp_path / "run"
+    flags = train_flags(find_system(name), photos, run, "--pretrained")
+    tiny = {"cifar/resnet8", "timm/test_resnet"}
+    refused = anchornet(*("resnet18" if flag in tiny else flag for flag in flags))
+    assert refused.returncode == 2
+    assert "could not load the pretrained weights of 'resnet18'" in refused.stderr
+    assert "no route to host" in refused.stderr
+    assert not run.exists()

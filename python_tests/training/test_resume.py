@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,8 @@ def epochs_done(run: Path) -> int:
     return len(path.read_text().splitlines()) - 1 if path.exists() else 0
 
 
-def run_and_kill(arguments: list[object]) -> None:
-    """Kills the command in the middle of the epoch after the second."""
+def run_and_kill(arguments: list[object], meanwhile: Callable[[], None]) -> None:
+    """Kills the command in the middle of the epoch after the second, stopped there for a while."""
     with subprocess.Popen(
         command_line(*arguments),
         env=environment(),
@@ -55,7 +56,11 @@ def run_and_kill(arguments: list[object]) -> None:
                 break
         else:
             pytest.fail(f"the command ended with {process.wait()}: {''.join(said)}")
-        os.killpg(process.pid, signal.SIGKILL)  # its workers, too
+        os.killpg(process.pid, signal.SIGSTOP)  # its workers, too
+        try:
+            meanwhile()
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
 
 
@@ -66,7 +71,16 @@ def test_killed_and_resumed_equals_uninterrupted(
     common = ["train", "--data", photos, *FLAGS]
     done = anchornet(*common, "--out", whole)
     assert done.returncode == 0, done.stderr
-    run_and_kill([*common, "--out", killed])
+
+    def nobody_else_trains_there() -> None:
+        for flags in ([], ["--resume"], ["--overwrite"], ["--stages", "backbone"]):
+            second = anchornet(*common, "--out", killed, *flags)
+            assert second.returncode == 2
+            assert second.stderr.count("\n") == 1
+            if flags:
+                assert f"another process is writing into {str(killed)!r}" in second.stderr
+
+    run_and_kill([*common, "--out", killed], nobody_else_trains_there)
     assert epochs_done(killed) == 2
     refused = anchornet(*common, "--out", killed)
     assert refused.returncode == 2

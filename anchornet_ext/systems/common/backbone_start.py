@@ -63,3 +63,18 @@ def initial_backbone(
     if weights is not None:
         load_weights(network, weights)
     return network
+
+
+def require_start(
+    name: str, num_classes: int, *, pretrained: bool, weights: Path | None = None
+) -> None:
+    """Makes sure that `initial_backbone` will find what it is to start from.
+
+    Stages that need none may come first, and take hours. Published weights are downloaded here if
+    they are not there yet.
+
+    Raises:
+        ValueError, OSError: as `initial_backbone`.
+    """
+    if pretrained or weights is not None:
+        initial_backbone(name, num_classes, pretrained=pretrained, weights=weights)
