@@ -41,7 +41,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `anchornet SUBCOMMAND ...` and returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="anchornet", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="anchornet",
+        description="Image classification that looks only as far as it has to: first a glance, "
+        "then a few patches at full resolution.",
+        epilog="`anchornet COMMAND --help` shows what a command takes.",
+    )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((word for word in argv if not word.startswith("-")), None)
     for name, (module_name, summary) in COMMANDS.items():
@@ -57,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = args.run(args)
     except KeyboardInterrupt:
-        print("anchornet: interrupted", file=sys.stderr)
+        hint = "; the same command with --resume goes on" if "resume" in args else ""
+        print(f"anchornet: interrupted{hint}", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
         if not _is_lack_of_memory(error):
@@ -78,8 +84,9 @@ def _is_lack_of_memory(error: Exception) -> bool:
 
 def _said(error: Exception) -> str:
     """What to tell of an error; of one of the system's, which file and what without its number."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        # No file is named where what is printed goes to one on a full disk.
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return str(error)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ import torch
 from command_line import Command, in_this_process
 from PIL import Image
 
-from anchornet_ext import doctor
+from anchornet_ext import cli, doctor
 from anchornet_ext.policy.exit_table import ExitTable
 
 
@@ -148,3 +151,34 @@ def test_what_predict_cannot_take_is_said(given: Path, anchornet: Command) -> No
     assert f"it is of a run, whose model is in {run / 'model'}\n" in said(run)
     (run / "model" / "config.json").write_text("no JSON")
     assert "two-stage classifier\n" in said(run)
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_an_interrupted_command_says_how_to_go_on_if_it_can(
+    given: Path, anchornet: Command, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    module = import_module(cli.COMMANDS[command][0])
+    monkeypatch.setattr(module, "run", interrupted)
+    stopped = anchornet(*COMMANDS[command](given), given / "out")
+    assert stopped.returncode == 130
+    assert ("--resume" in stopped.stderr) == (command == "train")
+
+
+def test_output_that_does_not_fit_is_one_sentence(
+    anchornet: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(args: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as `print` does, without a name
+
+    monkeypatch.setattr(doctor, "run", run)
+    assert anchornet("doctor").stderr == f"anchornet: error: {os.strerror(errno.ENOSPC)}\n"
+
+
+@pytest.mark.parametrize("command", ["train", "bench"])
+def test_the_usage_of_many_flags_does_not_hide_the_error(anchornet: Command, command: str) -> None:
+    wrong = anchornet(command, "--no-such-flag")
+    assert wrong.returncode == 2
+    assert len(wrong.stderr.splitlines()) <= 4
