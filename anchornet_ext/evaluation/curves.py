@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from anchornet_ext.policy.calibration import (
     FEWEST_IMAGES,
@@ -315,20 +315,6 @@ def operating_point(
         share=tuple(shares.tolist()),
         held_out=held_out,
     )
-
-
-def accuracy_at(curve: BudgetedCurve, cost: ArrayLike) -> NDArray[np.float64]:
-    """Accuracy at mean costs, linear between the curve's points.
-
-    Which is what mixing the two neighbouring choices of thresholds at random would give. Below the
-    cheapest point it is NaN; above the dearest, its accuracy: a budget need not be spent.
-    """
-    order = np.argsort(curve.cost, kind="stable")
-    known = curve.cost[order]
-    wanted = np.asarray(cost, dtype=np.float64)
-    found = np.interp(wanted, known, curve.accuracy.value[order])
-    # The mean of equal costs is not quite that cost.
-    return np.where(wanted < known[0] * (1 - 1e-9), np.nan, found)
 
 
 def cost_to_reach(curve: BudgetedCurve, accuracy: float) -> float | None:

@@ -11,7 +11,6 @@ from report_cases import curve_of, graded_table, table_of_correct
 
 from anchornet_ext.evaluation import curves
 from anchornet_ext.evaluation.curves import (
-    accuracy_at,
     anytime,
     compare,
     cost_to_reach,
@@ -226,8 +225,6 @@ def test_operating_point_follows_the_answer_rule_and_the_temperatures() -> None:
 
 def test_reading_a_curve_between_its_points() -> None:
     curve = curve_of([1, 2, 4], [0.6, 0.8, 0.7])
-    assert accuracy_at(curve, [1e9, 1.5e9, 3e9, 9e9]) == pytest.approx([0.6, 0.7, 0.75, 0.7])
-    assert np.isnan(accuracy_at(curve, 0.9e9))
     assert cost_to_reach(curve, 0.7) == pytest.approx(1.5e9)
     assert cost_to_reach(curve, 0.5) == pytest.approx(1e9)
     assert cost_to_reach(curve, 0.8) == pytest.approx(2e9)
@@ -237,4 +234,3 @@ def test_reading_a_curve_between_its_points() -> None:
 def test_reading_a_curve_whose_points_are_not_in_order() -> None:
     curve = curve_of([4, 1, 2], [0.7, 0.6, 0.8])
     assert cost_to_reach(curve, 0.7) == pytest.approx(1.5e9)
-    assert accuracy_at(curve, 1.5e9) == pytest.approx(0.7)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, Family, Layer, Shape
+from .blocks import Family, Layer, Shape
 from .grid import Grid
 from .region_selection import RegionSelector
 
@@ -159,11 +159,3 @@ def _strides(total: int, blocks: int) -> list[int]:
     strides = [2 if n < halvings else 1 for n in range(blocks)]
     strides[-1] *= 2 ** max(0, halvings - blocks)
     return strides
-
-
-def refinement_blocks(modules: Sequence[SARModule]) -> list[Block]:
-    """The refinement blocks of all modules, in order."""
-    found: list[Block] = []
-    for module in modules:
-        found.extend(block for block in module.refine if isinstance(block, Block))
-    return found
