@@ -13,7 +13,8 @@ from ._structure import HOOKS_OF_ALL, Contents
 from .graph_fusion import fuse
 from .graph_tracing import hooks_of, module_of
 from .map_lowering import Programs, Recorder, convolution_of, lower
-from .packed_convolutions import PackedConv2d, has_fast_kernels, runs_natively
+from .native_calls import has_fast_kernels, runs_natively
+from .packed_convolutions import PackedConv2d
 from .residual_runs import FusedSequential
 
 #: Larger batches keep oneDNN's convolutions busy, and calls matter less to them: of 32 images the

@@ -21,7 +21,7 @@ class FusedConvolution(nn.Module):
     """A packed convolution with what follows it: ``activation(conv(input) + add)``.
 
     It asks nobody whether it may run as one operation: whoever runs the graph has to ask
-    `packed_convolutions.runs_natively`.
+    `native_calls.runs_natively`.
     """
 
     def __init__(self, conv: PackedConv2d, activation: Activation) -> None:

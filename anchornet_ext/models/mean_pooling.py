@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .packed_convolutions import runs_natively, wants_gradient
+from .native_calls import runs_natively, wants_gradient
 
 
 def pack_pools(network: nn.Module) -> int:

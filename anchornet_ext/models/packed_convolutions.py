@@ -18,11 +18,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from anchornet_ext import _extension
 from anchornet_ext.ops import MapWeights, convolve_maps, pack_maps
-from anchornet_ext.ops._calls import MAP_DTYPES
+
+from .native_calls import has_fast_kernels, runs_natively, version_of, wants_gradient
 
 Activation = Literal["none", "relu"]
 
@@ -44,36 +43,6 @@ def pack_convolutions(network: nn.Module) -> int:
     for module in found:
         module.__class__ = PackedConv2d  # with its parameters, hooks and places
     return len(found)
-
-
-def version_of(parameter: Tensor) -> int:
-    """Another number once it was written to.
-
-    Loading a state dict writes into the tensor, which counts that outside of inference mode.
-    """
-    return -1 if parameter.is_inference() else parameter._version
-
-
-def runs_natively(input: Tensor) -> bool:
-    """Whether nothing but the values is wanted: nobody traces, watches, pretends or maps.
-
-    One answer holds for all that a network computes from `input`.
-    """
-    return (
-        input.is_cpu
-        and type(input) is Tensor
-        and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
-        and not torch.is_autocast_enabled("cpu")
-        and forward_ad._current_level < 0  # a forward-mode gradient would be lost
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-    )
-
-
-def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Whether a result of these would have one."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 class PackedConv2d(nn.Conv2d):
@@ -311,17 +280,6 @@ def _can_be_packed(module: nn.Module) -> bool:
         and not isinstance(module.padding, str)
         and module.in_channels > 0
         and module.out_channels > 0
-    )
-
-
-@functools.cache
-def has_fast_kernels(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether `convolve_maps` was built and has the instructions that it was measured with."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    if dtype not in MAP_DTYPES or not _extension.available():
-        return False
-    return capability.startswith("AVX512") and (
-        dtype == torch.float32 or _extension.has_bfloat_products()
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from anchornet_ext.ops import Convolution, PackedLayers, inverted_residuals, pack_layers
 
-from .packed_convolutions import has_fast_kernels, runs_natively, version_of, wants_gradient
+from .native_calls import has_fast_kernels, runs_natively, version_of, wants_gradient
 
 #: With fewer weights the call is what takes long.
 FEWEST_WEIGHTS = 1 << 15

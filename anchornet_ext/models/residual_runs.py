@@ -19,7 +19,7 @@ from anchornet_ext.ops.inverted_residuals import PackedLayers, inverted_residual
 from anchornet_ext.reference.inverted_residuals import Convolution, InvertedResidual, Layer
 
 from ._structure import HOOKS_OF_ALL, CountedTensors, Structure, parameters_of
-from .packed_convolutions import has_fast_kernels, runs_natively, wants_gradient
+from .native_calls import has_fast_kernels, runs_natively, wants_gradient
 from .packed_linear import FEWEST_WEIGHTS
 from .residual_layers import layer_of, linear_layers_of
 

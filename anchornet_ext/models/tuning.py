@@ -20,8 +20,9 @@ from anchornet_ext import _extension
 from ._structure import Contents
 from .fused_network import FusedNetwork
 from .mean_pooling import pack_pools
+from .native_calls import has_fast_kernels
 from .norm_folding import FoldedNorms, fold_batch_norms
-from .packed_convolutions import PackedConv2d, has_fast_kernels, pack_convolutions
+from .packed_convolutions import PackedConv2d, pack_convolutions
 from .packed_linear import pack_linears
 from .residual_runs import fuse_inverted_residuals, fuse_linear_layers
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anchornet_ext.inference import passes
 from anchornet_ext.models.backbones import build_backbone
-from anchornet_ext.models.packed_convolutions import has_fast_kernels
+from anchornet_ext.models.native_calls import has_fast_kernels
 from anchornet_ext.models.tuning import tune
 
 

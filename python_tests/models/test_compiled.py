@@ -12,7 +12,7 @@ from tiny_networks import noise
 from torch import Tensor, nn
 
 from anchornet_ext.models import build_backbone
-from anchornet_ext.models.packed_convolutions import has_fast_kernels
+from anchornet_ext.models.native_calls import has_fast_kernels
 from anchornet_ext.models.tuning import tune
 
 

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from anchornet_ext.models import build_backbone, packed_convolutions
+from anchornet_ext.models.native_calls import has_fast_kernels
 from anchornet_ext.models.packed_convolutions import (
     PackedConv2d,
     _has_kernels,
@@ -282,7 +283,7 @@ def test_each_order_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("own", "size"), [(True, 3), (False, 24)], ids=["convolve_maps", "oneDNN"])
 def test_two_threads_give_what_one_gives(own: bool, size: int) -> None:
     """Both begin with a module whose weights nobody has packed, on batches of many sizes."""
-    if own and not packed_convolutions.has_fast_kernels():
+    if own and not has_fast_kernels():
         pytest.skip("this processor has no fast small maps")
     plain, alone = pair(64, 48, 3, padding=1)
     # The threads take the sizes in opposite orders, so that each packs what the other needs next.
