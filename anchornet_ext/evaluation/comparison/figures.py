@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anchornet_ext.evaluation.curves import AnytimeCurve, BudgetedCurve, Costs
+from anchornet_ext.evaluation.figures.marks import use_logarithms
 from anchornet_ext.evaluation.theme import (
     LIGHT,
     LINES,
@@ -43,8 +44,6 @@ def draw_systems(
         curves: of those that have one, by their names.
         costs: "macs" or "milliseconds"; systems without these are left out.
     """
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
     figure = new_figure(theme, 5.8)
     axes = figure.add_subplot()
     exits = {one.system: one.macs if costs == "macs" else one.milliseconds for one in anytime}
@@ -99,10 +98,7 @@ def draw_systems(
     axes.set_ylabel("top-1 accuracy (%)")
     style_axes(axes, theme)
     if every and min(every) > 0 and max(every) / min(every) > _LOGARITHMIC_FROM:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        use_logarithms(axes)
     axes.margins(0.05, 0.1)
     add_legend(figure, axes, theme)
     return figure
