@@ -8,11 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from anchornet_ext._files import write_whole
 from anchornet_ext.evaluation import page
@@ -24,14 +21,18 @@ from anchornet_ext.evaluation.curves import (
     cross_fit,
     why_no_curve,
 )
+from anchornet_ext.evaluation.figure_files import FigureFiles
 from anchornet_ext.evaluation.sentences import interval_in_words
-from anchornet_ext.evaluation.theme import DARK, LIGHT, PNG_DPI, SCREEN_DPI, png
+from anchornet_ext.evaluation.theme import Theme
 from anchornet_ext.evaluation.units import milliseconds, percent, scale_of, three_digits, whole
 
 from . import sentences
 from .budgets import Standing, standings, why_no_standings
 from .entries import Entry
 from .figures import draw_systems
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAGE = "report.html"
 RESULT = "comparison.json"
@@ -109,7 +110,7 @@ def write_comparison(folder: Path, found: Comparison, facts: Mapping[str, str]) 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    files = FigureFiles(folder / "figures", [f"accuracy_over_{costs}" for costs in _COSTS])
     _write_csv(folder / ANYTIME, anytime_rows(found))
     _write_csv(folder / BUDGETED, budgeted_rows(found))
     _write_csv(folder / STANDINGS, standing_rows(found))
@@ -117,9 +118,10 @@ def write_comparison(folder: Path, found: Comparison, facts: Mapping[str, str]) 
     write_whole(folder / RESULT, f"{content}\n".encode(errors="backslashreplace"))
     sections = [_header(found), _summary(found), _systems(found)]
     for costs in _COSTS:
-        sections.append(_cost_section(folder, found, costs))
+        sections.append(_cost_section(files, found, costs))
     sections.append(page.section("How this was compared", page.facts(facts)))
     text = page.document(_title(found), [section for section in sections if section])
+    files.remove_others()
     write_whole(folder / PAGE, text.encode(errors="backslashreplace"))
     return folder / PAGE
 
@@ -264,21 +266,11 @@ def _exits_in_words(count: int) -> str:
     return "1 exit" if count == 1 else f"{count} exits"
 
 
-def _cost_section(folder: Path, found: Comparison, costs: Costs) -> str:
+def _cost_section(files: FigureFiles, found: Comparison, costs: Costs) -> str:
     known = [one.macs if costs == "macs" else one.milliseconds for one in found.exits]
-    name = f"accuracy_over_{costs}"
     if all(values is None for values in known):
-        (folder / "figures" / f"{name}.png").unlink(missing_ok=True)
         return ""
     names = [entry.name for entry in found.entries]
-    light, dark = (
-        png(draw_systems(names, found.exits, found.curves, costs=costs, theme=theme))
-        for theme in (LIGHT, DARK)
-    )
-    write_whole(folder / "figures" / f"{name}.png", light)
-    with Image.open(BytesIO(light)) as picture:
-        width, height = picture.size
-    scale = SCREEN_DPI / PNG_DPI
     several = found.standings.get(costs, ())
     lines = [sentences.about_standing(standing) for standing in several]
     words = (
@@ -304,7 +296,11 @@ def _cost_section(folder: Path, found: Comparison, costs: Costs) -> str:
             rows.append(cells)
         caption = "Top-1 at mean costs that are the same for all systems."
         table = page.data_table(header, rows, caption)
-    figure = page.figure(light, dark, (round(width * scale), round(height * scale)), words, words)
+
+    def draw(theme: Theme) -> Figure:
+        return draw_systems(names, found.exits, found.curves, costs=costs, theme=theme)
+
+    figure = files.figure(f"accuracy_over_{costs}", draw, words, words)
     return page.section(f"Accuracy over {_NAMES[costs]}", page.bullets(lines), figure, table)
 
 
