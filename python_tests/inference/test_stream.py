@@ -84,13 +84,14 @@ def assert_equal_to_batched(results: list[StreamResult], expected: Classificatio
 
 
 def spread_thresholds(model: TwoStageClassifier, images: Tensor) -> tuple[float, ...]:
-    """So that some of the images leave at every exit, and none has a threshold's confidence."""
+    """So that some images leave at every exit that sees several, and none has a threshold's
+    confidence."""
     confidence = model.classify(images, exit_at=model.num_exits).confidence
     remaining = torch.ones(len(images), dtype=torch.bool)
     thresholds = []
     for step in range(model.num_exits - 1):
-        of_those = confidence[remaining, step].sort().values
-        middle = len(of_those) * 6 // 10
+        of_those = torch.cat([confidence[remaining, step].sort().values, confidence.new_ones(1)])
+        middle = max(len(of_those[:-1]) * 6 // 10, 1)
         thresholds.append(float(of_those[middle - 1 : middle + 1].mean()))
         remaining &= confidence[:, step] <= thresholds[-1]
     return tuple(thresholds)
