@@ -45,19 +45,6 @@ class CropGeometry:
             (right + column) * horizontal,
         )
 
-    def to_crop(self, box: Box) -> Box:
-        """The inverse of `to_photo`; what lies outside the crop has coordinates outside of it."""
-        vertical = self.resized_size[0] / self.photo_size[0]
-        horizontal = self.resized_size[1] / self.photo_size[1]
-        row, column = self.top_left
-        top, left, bottom, right = box
-        return (
-            top * vertical - row,
-            left * horizontal - column,
-            bottom * vertical - row,
-            right * horizontal - column,
-        )
-
 
 def centre_crop_geometry(
     photo_size: tuple[int, int], resize_size: int, crop_size: int

@@ -37,11 +37,6 @@ class Work(NamedTuple):
     """How many inputs each image has seen after this pass; AnchorNet's is none."""
 
 
-def slots_for_full_passes(batch: int) -> int:
-    """With how many slots only the end of the stream, or its patience, makes incomplete passes."""
-    return 3 * (batch - 1) + 1
-
-
 class Scheduler:
     """Hands out passes over the images in `slots` slots.
 
@@ -79,11 +74,6 @@ class Scheduler:
     def room(self) -> bool:
         """Whether an image can be admitted now."""
         return bool(self._free) and not self._impatient
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether every image has left."""
-        return not self._arrival
 
     @property
     def admissible(self) -> int:

@@ -19,14 +19,12 @@ side = st.integers(1, 3000)
 
 
 @settings(max_examples=200, deadline=None)
-@given(side, side, st.integers(100, 300), st.integers(1, 100), st.data())
-def test_there_and_back(
-    height: int, width: int, resize_size: int, crop_size: int, data: st.DataObject
+@given(side, side, st.integers(100, 300), st.integers(1, 100))
+def test_the_crop_is_in_the_middle_of_the_photo(
+    height: int, width: int, resize_size: int, crop_size: int
 ) -> None:
+    """Within it, and in its middle up to half a resized pixel."""
     geometry = centre_crop_geometry((height, width), resize_size, crop_size)
-    box = data.draw(st.tuples(*[st.floats(0, crop_size)] * 4))
-    assert geometry.to_crop(geometry.to_photo(box)) == pytest.approx(box, abs=1e-6)
-    # The crop lies within the photo, in its middle up to half a resized pixel.
     top, left, bottom, right = geometry.crop_box
     assert min(top, left) >= 0
     assert bottom <= height + 1e-6
