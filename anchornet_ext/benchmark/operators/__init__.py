@@ -17,9 +17,10 @@ from . import (
     selection,
     small_maps,
 )
+from .case import SUITE
 from .setting import CACHES, OURS, PATCH_SIZE, STRIDE
 
-NAME = "operators"
+NAME = SUITE
 SUMMARY = "every operator over its reference, the usual code and the floor"
 
 #: Operator -> its cases.

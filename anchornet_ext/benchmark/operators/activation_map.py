@@ -11,12 +11,12 @@ from torch import Tensor
 from anchornet_ext import ops, reference
 
 from ..harness import Case, Contenders, Options, Work
+from .case import operator_case
 from .setting import (
     LAYOUTS,
     NUM_CLASSES,
     OURS,
     batches_and_caches,
-    caches,
     floats,
     grid_side,
     name_of,
@@ -60,22 +60,19 @@ def cases(options: Options) -> Iterator[Case]:
                         fits = 4 * numel <= _ALL_CLASSES_LIMIT
                         every = fits and (dtype == torch.float32 or device.type != "cpu")
                         shape = (batch, channels, grid_side(size), grid_side(size))
-                        yield Case(
-                            suite="operators",
-                            settings={
-                                "operator": "class_activation_map",
-                                "batch": batch,
+                        yield operator_case(
+                            "class_activation_map",
+                            {
                                 "size": size,
                                 "channels": channels,
                                 "dtype": name_of(dtype),
                                 "layout": layout,
-                                "caches": caches(cold),
                             },
-                            build=partial(_build, shape, dtype, layout, every, device),
+                            partial(_build, shape, dtype, layout, every, device),
                             batch=batch,
-                            work=Work(read=batch * channels * shape[2] * shape[3] * dtype.itemsize),
-                            over=("reference", "einsum", "matmul", "all classes"),
                             cold=cold,
+                            work=Work(read=batch * channels * shape[2] * shape[3] * dtype.itemsize),
+                            over=("einsum", "matmul", "all classes"),
                         )
 
 

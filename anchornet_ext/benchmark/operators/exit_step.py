@@ -11,7 +11,8 @@ from torch import Tensor
 from anchornet_ext import ops, reference
 
 from ..harness import Case, Contenders, Options, Work
-from .setting import NUM_CLASSES, OURS, batches_and_caches, caches, floats, name_of
+from .case import operator_case
+from .setting import NUM_CLASSES, OURS, batches_and_caches, floats, name_of
 
 _THRESHOLD = 0.5
 
@@ -21,20 +22,14 @@ def cases(options: Options) -> Iterator[Case]:
         for dtype in floats(options):
             # The running sums are float32 in any case.
             sums, logits = batch * NUM_CLASSES * 4, batch * NUM_CLASSES * dtype.itemsize
-            yield Case(
-                suite="operators",
-                settings={
-                    "operator": "exit_step",
-                    "batch": batch,
-                    "classes": NUM_CLASSES,
-                    "dtype": name_of(dtype),
-                    "caches": caches(cold),
-                },
-                build=partial(_build, batch, dtype, options.device),
+            yield operator_case(
+                "exit_step",
+                {"classes": NUM_CLASSES, "dtype": name_of(dtype)},
+                partial(_build, batch, dtype, options.device),
                 batch=batch,
-                work=Work(read=sums + logits, written=sums),
-                over=("reference", "usual code"),
                 cold=cold,
+                work=Work(read=sums + logits, written=sums),
+                over=("usual code",),
             )
 
 

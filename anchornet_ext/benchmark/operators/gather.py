@@ -11,6 +11,7 @@ from torch import Tensor
 from anchornet_ext import ops, reference
 
 from ..harness import Case, Contenders, Options, Work
+from .case import operator_case
 from .setting import (
     LAYOUTS,
     MEAN,
@@ -19,7 +20,6 @@ from .setting import (
     PATCH_SIZE,
     STD,
     batches_and_caches,
-    caches,
     name_of,
     places,
     sizes,
@@ -49,25 +49,22 @@ def cases(options: Options) -> Iterator[Case]:
                         if (_HALF in (source, to) or _BFLOAT in (source, to)) and layout != result:
                             continue  # nothing that the wider types do not show already
                         numel = batch * NUM_PATCHES * 3 * PATCH_SIZE**2
-                        yield Case(
-                            suite="operators",
-                            settings={
-                                "operator": "gather_patches",
-                                "batch": batch,
+                        yield operator_case(
+                            "gather_patches",
+                            {
                                 "size": size,
                                 "dtype": name_of(source),
                                 "layout": layout,
                                 "to dtype": f"to {name_of(to)}",
                                 "to layout": result,
-                                "caches": caches(cold),
                             },
-                            build=partial(
+                            partial(
                                 _build, batch, size, source, to, layout, result, options.device
                             ),
                             batch=batch,
-                            work=Work(read=numel * source.itemsize, written=numel * to.itemsize),
-                            over=("reference", "loop", "indexing"),
                             cold=cold,
+                            work=Work(read=numel * source.itemsize, written=numel * to.itemsize),
+                            over=("loop", "indexing"),
                         )
 
 

@@ -14,38 +14,27 @@ from anchornet_ext.models import build_backbone, count_macs
 from anchornet_ext.models.norm_folding import fold_batch_norms
 from anchornet_ext.models.residual_layers import layer_of
 
-from ..harness import Case, Contenders, Options, Work
+from ..harness import Case, Contenders, Options
 from ..networks import with_statistics
-from .setting import OURS, batches_and_caches, caches, cpu_only, patches_and_images
+from .case import network_cases
+from .setting import OURS, patches_and_images
 
 BACKBONE = "mobilenet_v3_large"
 
 
 def cases(options: Options) -> Iterator[Case]:
-    if not cpu_only(options, torch.float32):
-        return
     for size in patches_and_images(options):
         macs, weights = _counts(size)
-        for batch, cold in batches_and_caches(options, (1, 8, 32)):
-            yield Case(
-                suite="operators",
-                settings={
-                    "operator": "inverted_residuals",
-                    "batch": batch,
-                    "size": size,
-                    "dtype": "float32",
-                    "layout": "NHWC",
-                    "caches": caches(cold),
-                },
-                build=partial(_build, batch, size),
-                batch=batch,
-                work=Work(read=4 * (batch * 3 * size**2 + weights), macs=batch * macs),
-                facts={"macs": macs},
-                over=("reference", "modules"),
-                cold=cold,
-                # Tensors of inference mode cannot be folded.
-                mode=torch.no_grad,
-            )
+        yield from network_cases(
+            options,
+            "inverted_residuals",
+            size,
+            partial(_build, size),
+            read=3 * size**2,
+            weights=weights,
+            macs=macs,
+            mode=torch.no_grad,  # tensors of inference mode cannot be folded
+        )
 
 
 @functools.cache
@@ -63,7 +52,7 @@ def _features(device: str) -> nn.Sequential:
     return features
 
 
-def _build(batch: int, size: int) -> Contenders:
+def _build(size: int, batch: int) -> Contenders:
     images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     features = with_statistics(_features("cpu"), size)
     fold_batch_norms(features, (size, size))

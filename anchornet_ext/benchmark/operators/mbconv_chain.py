@@ -14,7 +14,8 @@ from anchornet_ext.models.macs import count_macs
 
 from ..harness import Case, Contenders, Options, Work
 from ..networks import realistic_anchor
-from .setting import LAYOUTS, OURS, batches_and_caches, caches, sizes, wanted
+from .case import operator_case
+from .setting import LAYOUTS, OURS, batches_and_caches, sizes, wanted
 
 
 def cases(options: Options) -> Iterator[Case]:
@@ -24,22 +25,15 @@ def cases(options: Options) -> Iterator[Case]:
         macs = _macs(size)
         for batch, cold in batches_and_caches(options, (1, 8, 32)):
             for layout in LAYOUTS:
-                yield Case(
-                    suite="operators",
-                    settings={
-                        "operator": "mbconv_chain",
-                        "batch": batch,
-                        "size": size,
-                        "dtype": "float32",
-                        "layout": layout,
-                        "caches": caches(cold),
-                    },
-                    build=partial(_build, batch, size, layout, options.device),
+                yield operator_case(
+                    "mbconv_chain",
+                    {"size": size, "dtype": "float32", "layout": layout},
+                    partial(_build, batch, size, layout, options.device),
                     batch=batch,
+                    cold=cold,
                     work=Work(read=batch * 3 * size**2 * 4, macs=batch * macs),
                     facts={"macs": macs},
-                    over=("reference", "modules", "unfolded"),
-                    cold=cold,
+                    over=("modules", "unfolded"),
                 )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from anchornet_ext import ops, reference
 
 from ..harness import Case, Contenders, Options, Work
+from .case import operator_case
 from .setting import (
     FLOATS,
     LAYOUTS,
@@ -19,7 +20,6 @@ from .setting import (
     PATCH_SIZE,
     STD,
     batches_and_caches,
-    caches,
     name_of,
     sizes,
     wanted,
@@ -34,25 +34,22 @@ def cases(options: Options) -> Iterator[Case]:
                     continue
                 to = torch.float32 if dtype == torch.uint8 else dtype
                 for layout in LAYOUTS:
-                    yield Case(
-                        suite="operators",
-                        settings={
-                            "operator": "resize_images",
-                            "batch": batch,
+                    yield operator_case(
+                        "resize_images",
+                        {
                             "size": size,
                             "dtype": name_of(dtype),
                             "layout": layout,
                             "to dtype": f"to {name_of(to)}",
-                            "caches": caches(cold),
                         },
-                        build=partial(_build, batch, size, dtype, layout, options.device),
+                        partial(_build, batch, size, dtype, layout, options.device),
                         batch=batch,
+                        cold=cold,
                         work=Work(
                             read=batch * 3 * size**2 * dtype.itemsize,
                             written=batch * 3 * PATCH_SIZE**2 * to.itemsize,
                         ),
-                        over=("reference", "interpolate"),
-                        cold=cold,
+                        over=("interpolate",),
                     )
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from anchornet_ext import ops, reference
 
 from ..harness import Case, Contenders, Options, Work
+from .case import operator_case
 from .setting import (
     LAYOUTS,
     NUM_PATCHES,
     OURS,
     PATCH_SIZE,
     batches_and_caches,
-    caches,
     floats,
     name_of,
     places,
@@ -34,24 +34,17 @@ def cases(options: Options) -> Iterator[Case]:
                         patch_bytes = batch * NUM_PATCHES * 3 * PATCH_SIZE**2 * dtype.itemsize
                         image_bytes = batch * 3 * size**2 * dtype.itemsize
                         onto = operator == "scatter_patches_onto"
-                        yield Case(
-                            suite="operators",
-                            settings={
-                                "operator": operator,
-                                "batch": batch,
-                                "size": size,
-                                "dtype": name_of(dtype),
-                                "layout": layout,
-                                "caches": caches(cold),
-                            },
-                            build=partial(build, batch, size, dtype, layout, options.device),
+                        yield operator_case(
+                            operator,
+                            {"size": size, "dtype": name_of(dtype), "layout": layout},
+                            partial(build, batch, size, dtype, layout, options.device),
                             batch=batch,
+                            cold=cold,
                             work=Work(
                                 read=patch_bytes + (image_bytes if onto else 0),
                                 written=image_bytes,
                             ),
-                            over=("reference", "loop"),
-                            cold=cold,
+                            over=("loop",),
                         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from anchornet_ext import ops, reference
 
 from ..harness import Case, Contenders, Options, Work
+from .case import operator_case
 from .setting import (
     IOU_THRESHOLD,
     NUM_PATCHES,
@@ -19,7 +20,6 @@ from .setting import (
     PATCH_SIZE,
     STRIDE,
     batches_and_caches,
-    caches,
     grid_side,
     sizes,
     wanted,
@@ -47,20 +47,14 @@ def cases(options: Options) -> Iterator[Case]:
         return
     for size in sizes(options):
         for batch, cold in batches_and_caches(options, (1, 32, 256)):
-            yield Case(
-                suite="operators",
-                settings={
-                    "operator": "select_patches",
-                    "batch": batch,
-                    "size": size,
-                    "dtype": "float32",
-                    "caches": caches(cold),
-                },
-                build=partial(_build, batch, size, options.device),
+            yield operator_case(
+                "select_patches",
+                {"size": size, "dtype": "float32"},
+                partial(_build, batch, size, options.device),
                 batch=batch,
-                work=Work(read=batch * grid_side(size) ** 2 * 4),
-                over=("reference", "batched_nms"),
                 cold=cold,
+                work=Work(read=batch * grid_side(size) ** 2 * 4),
+                over=("batched_nms",),
             )
 
 

@@ -44,11 +44,6 @@ def patches_and_images(options: Options) -> tuple[int, ...]:
     return options.sizes or ((PATCH_SIZE,) if options.quick else (PATCH_SIZE, 224))
 
 
-def cpu_only(options: Options, dtype: torch.dtype) -> bool:
-    """Whether an operator that only a CPU has, for `dtype` alone, was asked for."""
-    return options.device.type == "cpu" and wanted(options, dtype)
-
-
 def grid_side(size: int) -> int:
     """Locations along a side of AnchorNet's map."""
     return (size - PATCH_SIZE) // STRIDE + 1
@@ -65,10 +60,6 @@ def wanted(options: Options, dtype: torch.dtype) -> bool:
 
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def caches(cold: bool) -> str:
-    return "cold" if cold else "warm"
 
 
 def places(batch: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:

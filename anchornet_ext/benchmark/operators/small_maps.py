@@ -8,7 +8,7 @@ there. The operators leave them out, so that they can be faster than the floor.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -20,8 +20,9 @@ from anchornet_ext import ops, reference
 from anchornet_ext.models import count_macs
 from anchornet_ext.reference.map_program import MapStep
 
-from ..harness import Case, Contenders, Options, Setting, Work
-from .setting import OURS, batches_and_caches, caches, cpu_only, patches_and_images
+from ..harness import Case, Contenders, Options
+from .case import network_cases
+from .setting import OURS, patches_and_images
 
 #: Channels of the stage before, within the stage, and of its result.
 BEFORE, WITHIN, AFTER = 1024, 512, 2048
@@ -36,8 +37,16 @@ def convolutions(options: Options) -> Iterator[Case]:
             build = partial(_convolution, kernel, channels, side)
             weights = channels[0] * channels[1] * kernel**2
             macs = weights * side**2
-            extra: dict[str, Setting] = {"operator": "convolve_maps", "kernel": kernel}
-            yield from _cases(options, extra, size, channels[0] * side**2, weights, macs, build)
+            yield from network_cases(
+                options,
+                "convolve_maps",
+                size,
+                build,
+                read=channels[0] * side**2,
+                weights=weights,
+                macs=macs,
+                settings={"kernel": kernel},
+            )
 
 
 def programs(options: Options) -> Iterator[Case]:
@@ -45,40 +54,10 @@ def programs(options: Options) -> Iterator[Case]:
     for size in patches_and_images(options):
         side = -(-size // 16)
         macs, weights = _counts(side)
-        extra = {"operator": "run_map_program"}
         build = partial(_program, side)
-        yield from _cases(options, extra, size, BEFORE * side**2, weights, macs, build)
-
-
-def _cases(
-    options: Options,
-    extra: Mapping[str, Setting],
-    size: int,
-    read: int,
-    weights: int,
-    macs: int,
-    build: Callable[[int], Contenders],
-) -> Iterator[Case]:
-    """For all batches; `read` numbers and `macs` of an image."""
-    if not cpu_only(options, torch.float32):
-        return
-    for batch, cold in batches_and_caches(options, (1, 8, 32)):
-        yield Case(
-            suite="operators",
-            settings={
-                **extra,
-                "batch": batch,
-                "size": size,
-                "dtype": "float32",
-                "layout": "NHWC",
-                "caches": caches(cold),
-            },
-            build=partial(build, batch),
-            batch=batch,
-            work=Work(read=4 * (batch * read + weights), macs=batch * macs),
-            facts={"macs": macs},
-            over=("reference", "modules"),
-            cold=cold,
+        read = BEFORE * side**2
+        yield from network_cases(
+            options, "run_map_program", size, build, read=read, weights=weights, macs=macs
         )
 
 
