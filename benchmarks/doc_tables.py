@@ -8,15 +8,16 @@ A table stands between two comments, the first of which says which one it is:
     ...
     <!-- end of table -->
 
-What was there is replaced by what the files in benchmarks/results say, so that no figure of a table
-is copied by hand. With --check nothing is written, and the exit status is 1 if a page differs.
+What was there is replaced by what the files in benchmarks/results say (`machine=NAME`: those in the
+folder NAME there), so that no figure of a table is copied by hand. With --check nothing is written,
+and the exit status is 1 if a page differs.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -40,11 +41,16 @@ TABLES: dict[str, Table] = {
 }
 
 
-def filled(text: str, measured: Measured) -> str:
+def filled(text: str, measured: Measured, elsewhere: Mapping[str, Measured] = {}) -> str:
     """A page with its tables made anew.
 
+    Args:
+        text: the page.
+        measured: what tables are of that name no machine.
+        elsewhere: machine -> what was measured there.
+
     Raises:
-        ValueError: there is no such table, or a comment that begins one and no end.
+        ValueError: there is no such table or machine, or a comment that begins one and no end.
         LookupError: what a table needs was not measured.
     """
 
@@ -52,7 +58,12 @@ def filled(text: str, measured: Measured) -> str:
         name, *settings = match["words"].split()
         if name not in TABLES:
             raise ValueError(f"there is no table {name!r}, but {', '.join(TABLES)}")
-        lines = TABLES[name](measured, **dict(word.split("=", 1) for word in settings))
+        wanted = dict(word.split("=", 1) for word in settings)
+        machine = wanted.pop("machine", None)
+        if machine is not None and machine not in elsewhere:
+            raise ValueError(f"there is no machine {machine!r}, but {', '.join(elsewhere)}")
+        source = measured if machine is None else elsewhere[machine]
+        lines = TABLES[name](source, **wanted)
         return match[1] + "\n".join(lines) + match[3]
 
     begun = text.count("<!-- table ")
@@ -67,11 +78,14 @@ def main(words: list[str]) -> int:
     if not paths or any(str(path).startswith("--") for path in paths):
         print(__doc__, file=sys.stderr)
         return 2
-    measured = Measured(sorted(RESULTS.glob("*.json")))
+    measured = _measured_in(RESULTS)
+    elsewhere = {
+        folder.name: _measured_in(folder) for folder in RESULTS.iterdir() if folder.is_dir()
+    }
     differ = False
     for path in paths:
         before = path.read_text(encoding="utf-8")
-        after = filled(before, measured)
+        after = filled(before, measured, elsewhere)
         if after == before:
             continue
         if "--check" in words:
@@ -81,6 +95,10 @@ def main(words: list[str]) -> int:
             write_whole(path, after.encode())
             print(path)
     return int(differ)
+
+
+def _measured_in(folder: Path) -> Measured:
+    return Measured(sorted(folder.glob("*.json")))
 
 
 if __name__ == "__main__":

@@ -70,6 +70,21 @@ def test_rows_of_other_threads_are_not_in_it(tmp_path: Path) -> None:
     assert "5.43" not in doc_tables.filled(PAGE, measured)
 
 
+def test_a_table_of_another_machine_is_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_file(tmp_path)
+    (tmp_path / "slow").mkdir()
+    a_file(tmp_path / "slow", share=0.5)
+    monkeypatch.setattr(doc_tables, "RESULTS", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(PAGE.replace("batch=32", "batch=32 machine=slow") + PAGE)
+    assert doc_tables.main([str(page)]) == 0
+    slow, usual = page.read_text().split("before\n")[1:]
+    assert "= 50 %" in slow
+    assert "= 97 %" in usual
+
+
 def test_a_row_in_two_files_is_refused(tmp_path: Path) -> None:
     measured = Measured([a_file(tmp_path), a_file(tmp_path, 0.5, name="two.json")])
     with pytest.raises(LookupError, match="is there twice"):
@@ -81,6 +96,7 @@ def test_a_row_in_two_files_is_refused(tmp_path: Path) -> None:
     [
         (PAGE.replace("exits", "entrances"), "no table 'entrances'"),
         (PAGE.replace("<!-- end of table -->", ""), "1 tables begin, but 0 end"),
+        (PAGE.replace("batch=32", "batch=32 machine=moon"), "no machine 'moon'"),
     ],
 )
 def test_what_is_wrong_with_a_page_is_said(page: str, said: str, tmp_path: Path) -> None:
