@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 
 from anchornet_ext import cli
+from anchornet_ext._machine import using_threads
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -42,11 +42,8 @@ def in_this_process(capsys: pytest.CaptureFixture[str], *subcommand: str) -> Ite
         captured = capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
 
-    threads = torch.get_num_threads()
-    try:
+    with using_threads():  # --threads is for the whole process
         yield run
-    finally:
-        torch.set_num_threads(threads)  # --threads is for the whole process
 
 
 def environment() -> dict[str, str]:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from cuda_on_host import library
 
+from anchornet_ext._machine import using_threads
+
 # What says float32 is compared as float32: on a GPU cuDNN would round it to TF32's ten bits.
 torch.backends.cudnn.allow_tf32 = False
 
@@ -19,4 +21,11 @@ def cuda_kernels_on_host(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     with library.in_place_of_cpu_kernels():
+        yield
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For what depends on the number of threads, and for whole processes that set it."""
+    with using_threads(1):
         yield

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +14,7 @@ import torch
 from anchornet_ext import _extension
 from anchornet_ext._arguments import argument, nonempty_path, positive, threads
 from anchornet_ext._files import require_file
+from anchornet_ext._machine import using_threads
 from anchornet_ext.training.distributed import pick_device
 
 from .compare import compare, describe
@@ -180,7 +180,7 @@ def _measured(args: argparse.Namespace, table: Table) -> tuple[Results, bool]:
     if args.freed_memory == "kept":
         keep_freed_memory()
     whole = True
-    with _threads(args.threads):
+    with using_threads(args.threads):
         results = Results(Environment.of(device, _command(args)))
         file = _File(args.json, results, update=args.update)
         table.line(results.environment.summary)
@@ -293,14 +293,3 @@ def _command(args: argparse.Namespace) -> str:
 def _without_folder(value: object) -> str:
     text = str(value)
     return Path(text).name if os.path.exists(text) else text
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

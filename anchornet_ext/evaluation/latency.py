@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from os import PathLike
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anchornet_ext._files import write_whole
-from anchornet_ext._machine import processor_name
+from anchornet_ext._machine import processor_name, using_threads
 from anchornet_ext.inference import TwoStageClassifier
 from anchornet_ext.inference.early_exit import check_images, evaluating
 from anchornet_ext.inference.exit_rules import exit_rules
@@ -218,7 +217,7 @@ def measure_passes(
     num_patches = available_patches(classifier, image_size)
     rules = exit_rules(classifier, num_patches, exit_at=1 + num_patches)
     rows = torch.arange(batch_size, device=device)
-    with _threads(threads), torch.no_grad(), evaluating(classifier.network_modules()):
+    with using_threads(threads), torch.no_grad(), evaluating(classifier.network_modules()):
         top_left = passes.localise(channels_last(images)).top_left[:, 0].contiguous()
         sums = torch.promote_types(dtype, torch.float32)
         state = ExitState(batch_size, classifier.num_classes, rules, sums, device)
@@ -349,7 +348,7 @@ def measure_runs(
     if len(contenders) != len(runs) or (plain is not None and plain.name in contenders):
         raise ValueError(f"two things to time have one name: {[run.name for run in runs]}")
 
-    with _threads(threads), torch.no_grad():
+    with using_threads(threads), torch.no_grad():
         if plain is not None:
             network = plain.network
             whole = [
@@ -465,17 +464,6 @@ def _setting(
     if on_cpu:
         setting["threads"] = str(torch.get_num_threads())
     return setting
-
-
-@contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check_counts(**counts: int) -> None:

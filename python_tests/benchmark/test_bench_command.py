@@ -21,15 +21,9 @@ from anchornet_ext.benchmark.harness import Case, Options, measure_case
 from anchornet_ext.benchmark.rows import Results, Row
 from anchornet_ext.evaluation.timing import Timing
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ("operators", "--quick", "--operators", "exit_step", "--dtypes", "float32")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -186,14 +186,6 @@ def test_caches_are_flushed_before_every_cold_sample(
 
     run(clock, {"ours": call}, cold=True)
     assert seen == ["call"] * 2 + ["flush", "call"] * 5
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")

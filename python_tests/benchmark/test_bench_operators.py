@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,18 +16,12 @@ from anchornet_ext.benchmark.harness import Case, Options
 from anchornet_ext.benchmark.operators.setting import OURS
 from anchornet_ext.ops import ExitStep, PatchSelection
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 #: Of what the usual code computes otherwise: half precision is summed in half precision there.
 TOLERANCE = {"float32": 2e-4, "uint8": 2e-4, "float16": 2e-2, "bfloat16": 1.5e-1}
 
 CPU_ONLY = {"inverted_residuals", "convolve_maps", "run_map_program"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def cases(device: str, sizes: tuple[int, ...] | None = None, **arguments: Any) -> list[Case]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from benchmark_scripts import load_script
 from torch import nn
 
+from anchornet_ext._machine import using_threads
 from anchornet_ext.models import build_backbone, count_macs
 
 
@@ -34,13 +34,10 @@ def test_the_floor_is_the_longer_one(read: float, multiplied: float, seconds: fl
 def test_it_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     script = load_script("single_image_floor")
     monkeypatch.setattr(script, "keep_freed_memory", lambda: None)  # there is no way back
-    threads = torch.get_num_threads()
-    try:
+    with using_threads():
         script.main(
             ["--backbone", "mobilenet_v3_small", "--size", "64", "--rounds", "1", "--layers"]
         )
-    finally:
-        torch.set_num_threads(threads)
     text = capsys.readouterr().out
     assert "mobilenet_v3_small, one image of 64x64" in text
     assert "classifier.3" in text

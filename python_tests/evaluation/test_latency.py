@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,8 @@ from anchornet_ext.models import AnchorNet
 from anchornet_ext.policy.exit_policy import ExitPolicy
 from anchornet_ext.policy.exit_table import ExitTable
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSES = 3
 
 
@@ -51,14 +52,6 @@ class Network(nn.Module):
 def classifier() -> TwoStageClassifier:
     torch.manual_seed(0)
     return TwoStageClassifier(AnchorNet(CLASSES), Network(), Network(), num_patches=2).eval()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def photos(count: int) -> Tensor:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from anchornet_ext import ops, reference
+from anchornet_ext._machine import using_threads
 from anchornet_ext.reference.cells import ACTIVATIONS, with_halo
 
 CONVOLVE = torch.ops.anchornet_ext.convolve_cells.default
@@ -135,12 +136,8 @@ def test_other_dtypes_go_through_torch(dtype, kernel):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_cell_does_not_depend_on_the_others(threads):
     cells, weights, neighbours, _ = convolution_case(1, 3, [70], 50, (3, 3), (20, 70), "nothing")
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
+    with using_threads(threads):
         together = ops.convolve_cells(cells, weights, [70], neighbours)
-    finally:
-        torch.set_num_threads(before)
     for n in (0, 13, 69):
         alone = ops.convolve_cells(cells, weights, [1], neighbours[n : n + 1])
         assert torch.equal(alone[0], together[n])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anchornet_ext import ops, reference
+from anchornet_ext._machine import using_threads
 
 RAW = torch.ops.anchornet_ext.class_activation_map
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -148,18 +149,14 @@ def test_results_do_not_depend_on_the_batch_or_the_threads(dtype, layout, device
     features, weight, class_index = make((5, 67, 13, 11), dtype, device=device)
     features = LAYOUTS[layout](features)
     together = ops.class_activation_map(features, weight, class_index)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
+    for count in (1, 3):
+        with using_threads(count):
             alone = [
                 ops.class_activation_map(features[b : b + 1], weight, class_index[b : b + 1])
                 for b in range(5)
             ]
             assert torch.equal(torch.cat(alone), together)
             assert torch.equal(ops.class_activation_map(features, weight, class_index), together)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @on_kernels

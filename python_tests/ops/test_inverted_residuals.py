@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anchornet_ext import _extension, ops, reference
+from anchornet_ext._machine import using_threads
 from anchornet_ext.ops import Convolution, InvertedResidual, SqueezeExcitation
 
 RUN = torch.ops.anchornet_ext.inverted_residuals.default
@@ -168,13 +169,9 @@ def test_an_image_does_not_depend_on_the_others_or_the_threads(threads: int) -> 
     )
     images = weights.draw(7, 3, 90, 77)
     expected = ops.inverted_residuals(images, layers)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
+    with using_threads(threads):
         alone = [ops.inverted_residuals(one[None], layers) for one in images]
         together = ops.inverted_residuals(images, layers)
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(torch.cat(alone), expected)
     assert torch.equal(together, expected)
 
@@ -184,15 +181,11 @@ def test_threads_share_the_weights_of_few_pixels(threads: int) -> None:
     weights = Weights(4)
     convolutions = [weights.convolution(70, 400, activation="silu"), weights.convolution(400, 130)]
     layers, images = ops.pack_layers(convolutions), weights.draw(40, 70, 1, 1)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
+    with using_threads(threads):
         shared = ops.inverted_residuals(images, layers)
         assert_equals_reference(images, convolutions)
-        torch.set_num_threads(1)
+    with using_threads(1):
         assert torch.equal(shared, ops.inverted_residuals(images, layers))
-    finally:
-        torch.set_num_threads(before)
 
 
 _ON_ANOTHER_INSTRUCTION_SET = """

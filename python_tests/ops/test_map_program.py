@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from anchornet_ext import reference
+from anchornet_ext._machine import using_threads
 from anchornet_ext.ops.map_program import pack_map_program, run_map_program
 from anchornet_ext.reference.map_program import KINDS, MapStep
 
@@ -156,13 +157,9 @@ def test_an_image_does_not_depend_on_the_others(threads: int, dtype: torch.dtype
     steps, (maps,) = residual()
     maps = maps.to(dtype)
     program = pack_map_program(weights_in(dtype, steps), [6], dtype=dtype)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
+    with using_threads(threads):
         (together,) = run_map_program([maps], program)
         alone = [run_map_program([one[None]], program)[0] for one in maps]
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(torch.cat(alone), together)
 
 

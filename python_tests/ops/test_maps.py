@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anchornet_ext import ops, reference
+from anchornet_ext._machine import using_threads
 
 CONVOLVE = torch.ops.anchornet_ext.convolve_maps.default
 
@@ -87,13 +88,9 @@ def test_an_image_does_not_depend_on_the_others(
     maps = draw(40, 70, 3, 5).to(dtype)
     weight = ops.pack_maps(draw(200, 70, kernel, kernel).to(dtype))
     padding = (kernel // 2,) * 2
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
+    with using_threads(threads):
         together = ops.convolve_maps(maps, weight, padding=padding)
         alone = [ops.convolve_maps(one[None], weight, padding=padding) for one in maps]
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(torch.cat(alone), together)
 
 

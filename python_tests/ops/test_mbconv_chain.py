@@ -13,6 +13,7 @@ from mbconv_cases import make_block, small_chain
 from torch import Tensor
 
 from anchornet_ext import ops, reference
+from anchornet_ext._machine import using_threads
 
 RAW = torch.ops.anchornet_ext.mbconv_chain
 
@@ -133,16 +134,12 @@ def test_an_image_does_not_depend_on_the_others_or_on_the_threads(threads: int) 
         make_block(generator, 24, expanded=50, out=32),
     ]
     images = torch.randn(7, 3, 67, 61, generator=generator)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with using_threads(1):
         together = ops.mbconv_chain(images, blocks)
-        torch.set_num_threads(threads)
+    with using_threads(threads):
         for batch in (1, 2, 4, 7):
             for part, expected in zip(images.split(batch), together.split(batch), strict=True):
                 assert torch.equal(ops.mbconv_chain(part, blocks), expected)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_large_rows_are_made_in_several_bands() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from anchornet_ext import ops, reference
+from anchornet_ext._machine import using_threads
 
 RAW = torch.ops.anchornet_ext.resize_images.default
 # Of the largest value; sums of 16 products, rounded to the type of the result.
@@ -111,14 +112,10 @@ def test_nothing_to_resize(device: str, memory_format: torch.memory_format) -> N
 
 def test_threads_do_not_change_the_result() -> None:
     images = torch.rand(3, 3, 120, 100)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
+    results = []
+    for count in (1, 2, 3):
+        with using_threads(count):
             results.append(ops.resize_images(images, 47))
-    finally:
-        torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

@@ -27,6 +27,7 @@ from patch_cases import (
 from torch import Tensor
 
 from anchornet_ext import ops, reference
+from anchornet_ext._machine import using_threads
 
 RAW_SUM = torch.ops.anchornet_ext.scatter_patches.default
 RAW_ONTO = torch.ops.anchornet_ext.scatter_patches_onto.default
@@ -142,14 +143,10 @@ def test_thousands_of_patches_in_shuffled_order(device: str) -> None:
 def test_result_does_not_depend_on_threads() -> None:
     patches = torch.randn(64, 3, 40, 50)
     corners = torch.randint(0, 40, (4, 16, 2))
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
+    for count in (1, 2):
+        with using_threads(count):
             results.append(ops.scatter_patches(patches, corners, (4, 3, 80, 90)))
-    finally:
-        torch.set_num_threads(threads)
     assert torch.equal(*results)
 
 

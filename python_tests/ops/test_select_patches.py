@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anchornet_ext import ops, reference
+from anchornet_ext._machine import using_threads
 from anchornet_ext.reference.select_patches import iou
 
 RAW = torch.ops.anchornet_ext.select_patches
@@ -289,14 +290,10 @@ def test_extreme_sizes(device):
 def test_results_repeat_with_any_number_of_threads(device):
     cam = torch.randn(64, 17, 17, generator=torch.Generator().manual_seed(0)).to(device)
     expected = ops.select_patches(cam, 4, 95, 8)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
+    for count in (1, 2, 3):
+        with using_threads(count):
             for got, want in zip(ops.select_patches(cam, 4, 95, 8), expected, strict=True):
                 assert torch.equal(got, want)
-    finally:
-        torch.set_num_threads(threads)
 
 
 # ---- autograd, compilation, the device

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from command_line import Command, in_this_process
 from PIL import Image
 from system_runs import Trained, train_flags
 
 from anchornet_ext import _extension, cli
+from anchornet_ext._machine import using_threads
 from anchornet_ext.systems import find_system
 
 COLOURS = {"ant": (200, 60, 60), "bee": (60, 200, 60), "cat": (60, 60, 200)}
@@ -49,9 +49,8 @@ def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         if name not in runs:
             system = find_system(name)
             run = tmp_path_factory.mktemp("runs") / name
-            threads = torch.get_num_threads()
-            assert cli.main(train_flags(system, photos, run)) == 0
-            torch.set_num_threads(threads)
+            with using_threads():
+                assert cli.main(train_flags(system, photos, run)) == 0
             runs[name] = Trained(system, run)
         return runs[name]
 

@@ -10,10 +10,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from benchmark_scripts import load_script
 
 from anchornet_ext import cli
+from anchornet_ext._machine import using_threads
 from anchornet_ext.models.cifar_resnet import CifarResNet
 from anchornet_ext.training import command
 
@@ -30,9 +30,8 @@ def here(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[Sequence[s
 
     def run(words: Sequence[str]) -> float:
         ran.append(words)
-        threads = torch.get_num_threads()
-        assert cli.main([*words]) == 0
-        torch.set_num_threads(threads)
+        with using_threads():
+            assert cli.main([*words]) == 0
         return 1.5
 
     monkeypatch.setattr(script, "anchornet", run)

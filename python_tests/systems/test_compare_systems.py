@@ -10,11 +10,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from benchmark_scripts import load_script
 from system_runs import Trained
 
 from anchornet_ext import cli
+from anchornet_ext._machine import using_threads
 from anchornet_ext.models import count_macs
 from anchornet_ext.systems import find_system, own_system_names
 from anchornet_ext.training import command
@@ -41,10 +41,9 @@ def test_every_command_is_accepted(
         begun.append(system.name)
 
     monkeypatch.setattr(command, "_train", begin)
-    threads = torch.get_num_threads()
-    for name, entry in script.ENTRIES.items():
-        assert cli.main(entry.command(photos, tmp_path / name, 1.0)) == 0, name
-    torch.set_num_threads(threads)
+    with using_threads():
+        for name, entry in script.ENTRIES.items():
+            assert cli.main(entry.command(photos, tmp_path / name, 1.0)) == 0, name
     assert begun == [entry.system for entry in script.ENTRIES.values()]
 
 
@@ -93,9 +92,8 @@ def test_trains_evaluates_and_compares(
 
     def here(words: Sequence[str]) -> None:
         ran.append(words[0])
-        threads = torch.get_num_threads()
-        assert cli.main([*words]) == 0
-        torch.set_num_threads(threads)
+        with using_threads():
+            assert cli.main([*words]) == 0
 
     entries = {
         "one": script.Entry("plain", "--backbone cifar/resnet8", 32, {"network": script.Stage(2)}),
