@@ -306,7 +306,8 @@ def describe(report: Report) -> str:
     """The report as text."""
 
     def table(title: str, rows: dict[str, Any]) -> list[str]:
-        return [title, *(f"  {name:<28}{_plain(value)}" for name, value in rows.items()), ""]
+        width = max(28, 2 + max(map(len, rows)))
+        return [title, *(f"  {name:<{width}}{_plain(value)}" for name, value in rows.items()), ""]
 
     lines = table("Versions", report.versions)
     if report.build is not None:

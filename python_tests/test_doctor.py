@@ -55,6 +55,8 @@ def test_the_text_names_versions_kernels_and_checks() -> None:
     assert lines[-1] == "All is well."
     for name in self_check.CHECKS:
         assert f"{name} (cpu)" in result.stdout
+    table = [line.strip() for line in lines if line.startswith("  ")]
+    assert [line for line in table if "  " not in line] == []  # every name apart from its value
 
 
 def test_every_operator_is_checked() -> None:
