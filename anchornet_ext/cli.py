@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+
+from ._version import __version__
 
 # subcommand -> (module, one-line help). The module has run(args) -> exit status and
 # add_arguments(parser), or add_arguments_for(parser, words) where the arguments depend on others.
@@ -41,12 +44,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `anchornet SUBCOMMAND ...` and returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # Names of files and classes need not be text in the terminal's encoding; they are to be shown
+    # all the same.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(
         prog="anchornet",
         description="Image classification that looks only as far as it has to: first a glance, "
         "then a few patches at full resolution.",
         epilog="`anchornet COMMAND --help` shows what a command takes.",
     )
+    parser.add_argument("--version", action="version", version=f"anchornet_ext {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((word for word in argv if not word.startswith("-")), None)
     for name, (module_name, summary) in COMMANDS.items():
@@ -58,13 +67,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:  # the parser of all commands would say so below a usage that does not help
+        subparsers.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         status: int = args.run(args)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         hint = "; the same command with --resume goes on" if "resume" in args else ""
         print(f"anchornet: interrupted{hint}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        # Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (MemoryError, RuntimeError) as error:
         if not _is_lack_of_memory(error):
             raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -12,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import Command, in_this_process
+from command_line import Command, command_line, environment, in_this_process
 from PIL import Image
 
-from anchornet_ext import cli, doctor
+from anchornet_ext import __version__, cli, doctor
 from anchornet_ext.policy.exit_table import ExitTable
 
 
@@ -175,6 +177,49 @@ def test_output_that_does_not_fit_is_one_sentence(
 
     monkeypatch.setattr(doctor, "run", run)
     assert anchornet("doctor").stderr == f"anchornet: error: {os.strerror(errno.ENOSPC)}\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """`anchornet doctor --json | head -c 1`."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        command_line("doctor", "--json"), stdout=write, stderr=subprocess.PIPE, env=environment()
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_what_the_terminal_cannot_show_is_escaped(given: Path) -> None:
+    """The ± of `calibrate`, say, where the output is to be ASCII."""
+    done = subprocess.run(
+        command_line("calibrate", given / "exits.npz", "--budget", "1.5M"),
+        capture_output=True,
+        env={**environment(), "PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\\xb1" in done.stdout
+
+
+def test_the_version(anchornet: Command) -> None:
+    assert anchornet("--version") == (0, f"anchornet_ext {__version__}\n", "")
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "anchornet_ext", "--version"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert (done.returncode, done.stdout) == (0, f"anchornet_ext {__version__}\n")
+
+
+def test_a_wrong_flag_is_told_by_the_command_that_it_is_given_to(anchornet: Command) -> None:
+    wrong = anchornet("doctor", "--jsn")
+    assert wrong.returncode == 2
+    assert wrong.stderr.endswith("anchornet doctor: error: unrecognized arguments: --jsn\n")
+    assert wrong.stderr.startswith("usage: anchornet doctor")
 
 
 @pytest.mark.parametrize("command", ["train", "bench"])

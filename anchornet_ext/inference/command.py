@@ -130,10 +130,6 @@ def run(args: argparse.Namespace) -> int:
         ValueError: no photo was found, or the arguments do not fit the model.
         FileNotFoundError: there is no such model.
     """
-    # File names need not be text in the terminal's encoding; they are to be shown all the same.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.policy is not None and args.thresholds is not None:
@@ -172,31 +168,26 @@ def run(args: argparse.Namespace) -> int:
         policy=policy,
         **_sizes(args.batch, pictures=overlays is not None),
     )
-    try:
-        with closing(results):
-            for result in results:
-                if result.found is None:
-                    failures += 1
-                    _complain(str(result.error))
-                    continue
-                photo: Photo = result.key
-                prediction = prediction_of(
-                    model,
-                    photo.crop,
-                    result.found,
-                    top=args.top,
-                    extra_map=overlays is not None and not args.no_extra_map,
-                )
-                written = None
-                if overlays is not None:
-                    written = overlays.unique(photo.path)
-                    _write_overlay(written, photo, prediction, model)
-                report.add(str(photo.path), photo.geometry, prediction, written)
-        report.finish(failures)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    with closing(results):
+        for result in results:
+            if result.found is None:
+                failures += 1
+                _complain(str(result.error))
+                continue
+            photo: Photo = result.key
+            prediction = prediction_of(
+                model,
+                photo.crop,
+                result.found,
+                top=args.top,
+                extra_map=overlays is not None and not args.no_extra_map,
+            )
+            written = None
+            if overlays is not None:
+                written = overlays.unique(photo.path)
+                _write_overlay(written, photo, prediction, model)
+            report.add(str(photo.path), photo.geometry, prediction, written)
+    report.finish(failures)
     return 1 if failures else 0
 
 
