@@ -21,7 +21,7 @@ from torch.nn import functional
 from anchornet_ext import ops
 from anchornet_ext.inference import TwoStageClassifier
 from anchornet_ext.inference.exit_rules import exit_rules
-from anchornet_ext.inference.exit_state import ExitState
+from anchornet_ext.inference.exit_state import RunningSums
 from anchornet_ext.models import AnchorNet, count_macs
 
 from .end_to_end import check as check
@@ -182,10 +182,10 @@ class Inputs:
 
     def _exit(self) -> Callable[[], object]:
         rules = exit_rules(self.after, NUM_PATCHES, exit_at=NUM_PATCHES + 1)
-        state = ExitState(
+        sums = RunningSums(
             len(self.rows), self.after.num_classes, rules, torch.float32, self.images.device
         )
-        return lambda: state.add(self.rows, self.logits, 2)
+        return lambda: sums.add(self.rows, self.logits, 2)
 
 
 def _trained_anchor(model: TwoStageClassifier) -> AnchorNet:

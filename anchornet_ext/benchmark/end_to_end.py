@@ -178,10 +178,10 @@ def _contenders(
             calls[name] = partial(_in_parts, dense, own[:_MOST_IN_PARTS], size)
     usual = (1, 2, 3, 4, 5) if batch <= 64 else (1, 3, 5)
     for exit_step in getattr(options.arguments, "exits", None) or usual:
-        calls[f"exit {exit_step}"] = partial(classifier.classify, images, exit_at=exit_step)
+        calls[f"exit {exit_step}"] = partial(_step, classifier, images, exit_at=exit_step)
         if exit_step > 2 and 2 * batch <= FULL_PASS:
             calls[f"exit {exit_step}, known"] = partial(
-                classifier.classify, images, exit_at=exit_step, lookahead="free"
+                _step, classifier, images, exit_at=exit_step, lookahead="free"
             )
     mixes = _mixes(options) if batch >= _LEAST_OF_A_MIX else ()
     if mixes:
@@ -189,8 +189,8 @@ def _contenders(
         confidence = torch.cat([one.confidence.cpu() for one in found])
         for name in mixes:
             thresholds = thresholds_for(confidence, MIXES[name])
-            for way, call in (("step", _step), ("stream", _stream)):
-                calls[f"{name}, {way}"] = partial(call, classifier, images, thresholds)
+            calls[f"{name}, step"] = partial(_step, classifier, images, thresholds=thresholds)
+            calls[f"{name}, stream"] = partial(_stream, classifier, images, thresholds)
             networks.macs |= dict.fromkeys(
                 (f"{name}, step", f"{name}, stream"),
                 float(classifier.classify(images, thresholds).macs.double().mean()),
@@ -208,8 +208,9 @@ def _in_parts(network: nn.Module, images: Tensor, size: int) -> Any:
     return [network(part) for part in in_batches(images, size)]
 
 
-def _step(classifier: TwoStageClassifier, images: Tensor, thresholds: tuple[float, ...]) -> Any:
-    return classifier.classify(images, thresholds)
+def _step(classifier: TwoStageClassifier, images: Tensor, **options: Any) -> Tensor:
+    """The labels; what else there is to know is made when it is asked for."""
+    return classifier.classify(images, **options).label
 
 
 def _stream(classifier: TwoStageClassifier, images: Tensor, thresholds: tuple[float, ...]) -> Any:

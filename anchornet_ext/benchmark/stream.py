@@ -23,7 +23,7 @@ from torch import Tensor
 
 from anchornet_ext._arguments import positive
 from anchornet_ext.inference import TwoStageClassifier
-from anchornet_ext.inference.early_exit import Classification
+from anchornet_ext.inference.classification import Classification
 from anchornet_ext.inference.passes import (
     Passes,
     check_image_size,

@@ -28,7 +28,7 @@ from anchornet_ext._machine import processor_name, using_threads
 from anchornet_ext.inference import TwoStageClassifier
 from anchornet_ext.inference.early_exit import check_images, evaluating
 from anchornet_ext.inference.exit_rules import exit_rules
-from anchornet_ext.inference.exit_state import ExitState
+from anchornet_ext.inference.exit_state import RunningSums
 from anchornet_ext.inference.passes import (
     available_patches,
     channels_last,
@@ -219,13 +219,13 @@ def measure_passes(
     rows = torch.arange(batch_size, device=device)
     with using_threads(threads), torch.no_grad(), evaluating(classifier.network_modules()):
         top_left = passes.localise(channels_last(images)).top_left[:, 0].contiguous()
-        sums = torch.promote_types(dtype, torch.float32)
-        state = ExitState(batch_size, classifier.num_classes, rules, sums, device)
+        wide = torch.promote_types(dtype, torch.float32)
+        sums = RunningSums(batch_size, classifier.num_classes, rules, wide, device)
 
         def glance() -> None:
             logits = passes.glance(channels_last(classifier.glance_input(images)))
-            check_logits(classifier, logits, "glance")
-            state.add(rows, logits, 1)
+            check_logits(logits, classifier.num_classes, "glance")
+            sums.add(rows, logits, 1)
 
         def patch() -> None:
             patches = gather_patches(
@@ -236,8 +236,8 @@ def measure_passes(
                 memory_format=torch.channels_last,
             )
             logits = passes.focus(patches)
-            check_logits(classifier, logits, "focus")
-            state.add(rows, logits, 2)
+            check_logits(logits, classifier.num_classes, "focus")
+            sums.add(rows, logits, 2)
 
         timings = interleaved_median(
             {

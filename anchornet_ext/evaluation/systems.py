@@ -259,7 +259,7 @@ class TwoStageSystem:
                 )  # (B, 3, K, K)
                 each.append(model.focus(patches))
             for part, of_input in zip(("glance", *["focus"] * len(each)), each, strict=False):
-                check_logits(model, of_input, part)
+                check_logits(of_input, model.num_classes, part)
             logits = torch.stack(each).float()  # (T, B, n)
             if model.criterion == "logits":
                 return logits.cumsum(dim=0)

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from anchornet_ext._images import require_images
 from anchornet_ext.ops import gather_patches
+from anchornet_ext.ops._calls import images_in_turn
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
+from .classification import Classification, Findings, SeenPlaces
 from .exit_rules import ExitRules, exit_rules
-from .exit_state import ExitState, to_device
+from .exit_state import ExitState
 from .lookahead import Lookahead, checked_lookahead, patches_together
 from .passes import (
     Passes,
-    Places,
     available_patches,
     channels_last,
     check_image_size,
@@ -33,45 +34,6 @@ if TYPE_CHECKING:
     from .two_stage import TwoStageClassifier
 
 _TRAINING = attrgetter("training")
-
-
-@dataclass(frozen=True)
-class Classification:
-    """What `classify` found for B images, n classes, T exits; all on the images' device.
-
-    Attributes:
-        label: (B,) int64, index of the predicted class: that of `answer_step`.
-        probabilities: (B, n) after input `answer_step`: softmax of the summed logits (divided by
-            that exit's temperature), or under the criterion "probabilities" the mean of the
-            probabilities of the inputs so far.
-        exit_step: (B,) int64, the number of inputs used, 1 (the glance alone) to T.
-        answer_step: (B,) int64, the input after which the answer was found: `exit_step`, unless the
-            policy's answer is "surest".
-        confidence: (B, T), the largest probability after each input, NaN where it was not reached.
-        step_label: (B, T) int64, the class predicted after each input, -1 where not reached.
-        top_left: (B, T - 1, 2) int64, (row, column) in pixels of the patch of each step after the
-            glance, -1 where it was not reached.
-        anchor_label: (B,) int64, the class whose activation map chose the patches; -1 for images
-            that left at the glance.
-        activation_map: (A, h, w), AnchorNet's map of that class, in the order of `anchor_ran`.
-        anchor_ran: (A,) int64, which images AnchorNet saw, ascending.
-        macs: (B,) int64, multiply-adds that each image cost; with `lookahead` those of patches
-            beyond its exit are among them.
-        full_macs: multiply-adds of an image of this size that goes to the last exit.
-    """
-
-    label: Tensor
-    probabilities: Tensor
-    exit_step: Tensor
-    answer_step: Tensor
-    confidence: Tensor
-    step_label: Tensor
-    top_left: Tensor
-    anchor_label: Tensor
-    activation_map: Tensor
-    anchor_ran: Tensor
-    macs: Tensor
-    full_macs: int
 
 
 def classify(
@@ -139,6 +101,8 @@ class _Plan:
         macs: what leaving at exit 1, ..., T costs.
         full_macs: what leaving at the last exit that there is costs.
         map_size: (h, w) of an activation map.
+        patch_size: in pixels.
+        num_classes: of all three networks.
     """
 
     rules: ExitRules
@@ -146,6 +110,8 @@ class _Plan:
     macs: tuple[int, ...]
     full_macs: int
     map_size: tuple[int, int]
+    patch_size: int
+    num_classes: int
 
 
 def _planned(
@@ -183,7 +149,15 @@ def _planned(
     num_patches = available_patches(classifier, image_size)
     rules = exit_rules(classifier, num_patches, thresholds, exit_at, policy)
     macs = classifier.macs_per_exit(image_size)
-    plan = _Plan(rules, passes, macs, macs[num_patches], map_size(classifier, image_size))
+    plan = _Plan(
+        rules,
+        passes,
+        macs,
+        macs[num_patches],
+        map_size(classifier, image_size),
+        classifier.patch_size,
+        classifier.num_classes,
+    )
     if plain:
         classifier.last_plan = key, plan
     return plan
@@ -201,10 +175,10 @@ def _classify(
     dtype = normalisation.get("dtype", images.dtype)
     if dtype != torch.float64:  # the sums of half precision are float32
         dtype = torch.float32
-    state = ExitState(batch, classifier.num_classes, rules, dtype, device)
-    seen = _Places(batch, rules.num_exits, device)
+    state = ExitState(batch, plan.num_classes, rules, dtype, device)
+    seen = SeenPlaces(batch, rules.num_exits, device)
 
-    active = torch.arange(batch, device=device)
+    active = images_in_turn(batch, 1, images)  # nobody writes to it
     cost = list(plan.macs)  # of an image by its exit
     step, turn = 1, 0
     while step <= rules.last and len(active) > 0:
@@ -220,97 +194,19 @@ def _classify(
             patches = gather_patches(
                 images,
                 seen.of_inputs(active, step, size),
-                classifier.patch_size,
+                plan.patch_size,
                 image_index=active.repeat(size) if size > 1 else active,
                 memory_format=torch.channels_last,
                 **normalisation,
             )  # (size A, 3, K, K), step by step
             logits = passes.focus(patches)
-        check_logits(classifier, logits, "glance" if step == 1 else "focus")
+        check_logits(logits, plan.num_classes, "glance" if step == 1 else "focus")
         for exit_step in range(step, step + size):
             cost[exit_step - 1] = plan.macs[step + size - 2]
         active = _decide(state, rules, active, logits, step, size)
         step += size
 
-    answers = state.answers()
-    common = state.common_step
-    if common is None:
-        macs = to_device(torch.tensor(cost), device)[answers.exit_step - 1]
-    else:
-        macs = torch.full_like(answers.exit_step, cost[common - 1])
-    empty = answers.label.new_empty(0)
-    return Classification(
-        **answers._asdict(),
-        top_left=seen.used(answers.exit_step, common),
-        anchor_label=seen.anchor_label(),
-        activation_map=(
-            torch.empty((0, *plan.map_size), dtype=dtype, device=device)
-            if seen.activation_map is None
-            else seen.activation_map
-        ),
-        anchor_ran=empty if seen.rows is None else seen.rows,
-        macs=macs,
-        full_macs=plan.full_macs,
-    )
-
-
-class _Places:
-    """Where AnchorNet says to look, once it has been asked.
-
-    Attributes:
-        rows: (A,), the images that it saw.
-        activation_map: (A, h, w).
-    """
-
-    def __init__(self, batch: int, num_exits: int, device: torch.device) -> None:
-        self._batch = batch
-        self._patches = num_exits - 1
-        self._device = device
-        self.rows: Tensor | None = None
-        self.activation_map: Tensor | None = None
-        self._label: Tensor | None = None  # (B,)
-        self._top_left: Tensor | None = None  # (B, T - 1, 2)
-
-    def note(self, rows: Tensor, places: Places) -> None:
-        """What it says of the images `rows`."""
-        self.rows, self.activation_map = rows, places.activation_map
-        found = places.top_left
-        if len(rows) == self._batch and found.shape[1] == self._patches:
-            self._label, self._top_left = places.class_index, found
-            return
-        self._label, self._top_left = self._nothing(), self._nothing(self._patches, 2)
-        self._label[rows] = places.class_index
-        self._top_left[rows, : found.shape[1]] = found
-
-    def of_inputs(self, rows: Tensor, step: int, size: int) -> Tensor:
-        """(size A, 2): those of the images `rows` for `size` inputs from `step` on, by inputs."""
-        assert self._top_left is not None
-        if len(rows) == self._batch:
-            wanted = self._top_left[:, step - 2 : step - 2 + size]
-        else:
-            wanted = self._top_left[rows, step - 2 : step - 2 + size]
-        return wanted.transpose(0, 1).reshape(-1, 2)
-
-    def anchor_label(self) -> Tensor:
-        """(B,), -1 for images that it did not see."""
-        return self._nothing() if self._label is None else self._label
-
-    def used(self, exit_step: Tensor, common: int | None) -> Tensor:
-        """(B, T - 1, 2), -1 behind an image's exit; `common` is the exit if all left at one."""
-        if self._top_left is None:
-            return self._nothing(self._patches, 2)
-        if common == self._patches + 1:
-            return self._top_left
-        if common is not None:
-            of_all = self._top_left.clone()
-            of_all[:, common - 1 :] = -1
-            return of_all
-        used = torch.arange(1, self._patches + 1, device=self._device) < exit_step[:, None]
-        return torch.where(used[:, :, None], self._top_left, -1)
-
-    def _nothing(self, *shape: int) -> Tensor:
-        size = (self._batch, *shape)
-        return torch.full(size, -1, dtype=torch.int64, device=self._device)
+    return Classification.of(Findings(state, seen, cost, plan.full_macs, plan.map_size))
 
 
 def _decide(
@@ -324,7 +220,7 @@ def _decide(
             row = torch.empty(len(state), dtype=torch.int64, device=active.device)
             row[group] = torch.arange(len(group), device=active.device)
             said = said[row[active]]
-        decided = state.add(active, said, current, whole=len(active) == len(state))
+        decided = state.note(active, said, current)
         if rules.can_leave(current) and current < rules.last:
             staying = read_count(decided.num_active)
             if staying < len(active):

@@ -14,20 +14,6 @@ from anchornet_ext.ops import ExitStep, exit_step
 from .exit_rules import ExitRules
 
 
-class Answers(NamedTuple):
-    """What is known of R images after the inputs they have seen; see `early_exit.Classification`.
-
-    Under the answer rule "last" `answer_step` and `exit_step` are the same tensor.
-    """
-
-    label: Tensor
-    probabilities: Tensor
-    exit_step: Tensor
-    answer_step: Tensor
-    confidence: Tensor
-    step_label: Tensor
-
-
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """From the host, without waiting for what the device is doing."""
     if device.type == "cuda" and tensor.device.type == "cpu":
@@ -105,9 +91,15 @@ class RunningSums:
             self._surest.update(self._sums, rows, decided.confidence, step)
         return decided
 
-    def answer_step(self, rows: Tensor, step: int | Tensor) -> int | Tensor:
-        """After which input the images of `rows`, which have seen `step`, would answer now."""
-        return step if self._surest is None else self._surest.step[rows]
+    def answer_step(self, rows: Tensor | None, step: int | Tensor) -> int | Tensor:
+        """After which input the images of `rows`, which have seen `step`, would answer now.
+
+        Args:
+            rows: None means all.
+        """
+        if self._surest is None:
+            return step
+        return self._surest.step if rows is None else self._surest.step[rows]
 
     def probabilities(self, rows: Tensor | None, step: int | Tensor) -> Tensor:
         """(A, n) of `rows` (A,), or of all: what they would answer if they left now.
@@ -140,11 +132,11 @@ class RunningSums:
 
 
 class ExitState(RunningSums):
-    """The sums of R images and what they were taken for after each input.
+    """The sums of R images that began together, and what they were taken for after each input.
 
-    As long as all images are at the same step, as in a batch that nobody has left, the whole rows
-    are written and no table is asked for what is the same for all: each small operation left out
-    saves 5 to 10 us, since after a network's pass nothing of it is in a cache.
+    Of each input only the operator's results are kept. The tables of all inputs are made when they
+    are asked for: after a network's pass nothing of torch is in a cache, and each small operation
+    between two passes takes 20 to 60 us.
     """
 
     def __init__(
@@ -156,68 +148,82 @@ class ExitState(RunningSums):
         device: torch.device,
     ) -> None:
         super().__init__(num_rows, num_classes, rules, dtype, device)
-        shape = (num_rows, rules.num_exits)
-        self._confidence = self._sums.new_full(shape, math.nan)  # (R, T)
-        self._step_label = torch.full(shape, -1, dtype=torch.int64, device=device)  # (R, T)
-        self._common_step = 1  # of all images, where there is no
-        self._exit_step: Tensor | None = None  # (R,)
-        self._label: Tensor | None = None  # (R,), where all were seen by the last input
+        self._inputs: list[_Input] = []
+
+    def note(self, rows: Tensor, logits: Tensor, step: int) -> ExitStep:
+        """As `add`, and remembers what was decided.
+
+        Args:
+            rows: (A,) int64, ascending: those that have seen input `step`, the next one.
+        """
+        decided = self.add(rows, logits, step)
+        some = None if rows.shape[0] == len(self) else rows
+        self._inputs.append(_Input(step, some, decided.confidence, decided.prediction))
+        return decided
 
     @property
     def common_step(self) -> int | None:
         """How many inputs all images have seen; None if not all as many."""
-        return self._common_step if self._exit_step is None else None
+        if not self._inputs:
+            return 1
+        last = self._inputs[-1]
+        return last.step if last.rows is None else None
 
-    def add(
-        self, rows: Tensor, logits: Tensor, step: int | Tensor, whole: bool = False
-    ) -> ExitStep:
-        """As `RunningSums.add`.
+    def exit_step(self) -> Tensor:
+        """(R,) int64, how many inputs each image has seen."""
+        if self.common_step is not None:
+            return self._same_for_all(self.common_step)
+        steps = self._same_for_all(1)
+        for one in self._inputs:
+            steps[one.chosen] = one.step  # the next input overwrites it for those that stayed
+        return steps
 
-        Args:
-            whole: whether `rows` are all, in their order, and `step` a number.
-        """
-        decided = super().add(rows, logits, step)
-        index = step - 1
-        if whole and isinstance(index, int) and self._exit_step is None:
-            self._step_label.select(1, index).copy_(decided.prediction)
-            self._confidence.select(1, index).copy_(decided.confidence)
-            self._common_step, self._label = index + 1, decided.prediction
-            return decided
-        if self._exit_step is None:
-            self._exit_step = self._same_for_all(self._common_step)
-        self._step_label[rows, index] = decided.prediction
-        self._confidence[rows, index] = decided.confidence.to(self._confidence.dtype)
-        self._exit_step[rows] = step  # the next input overwrites it for those that stay
-        return decided
+    def confidence(self) -> Tensor:
+        """(R, T), after each input, NaN where it was not reached."""
+        table = self._sums.new_full((len(self), self._rules.num_exits), math.nan)
+        for one in self._inputs:
+            table[one.chosen, one.step - 1] = one.confidence.to(table.dtype)
+        return table
 
-    def answers(self) -> Answers:
-        """What the images would answer if they left now."""
-        exit_step = self._exit_step
-        if exit_step is None:
-            exit_step = self._same_for_all(self._common_step)
-            if self._surest is None and self._label is not None:
-                return Answers(
-                    label=self._label,
-                    probabilities=self.probabilities(None, self._common_step),
-                    exit_step=exit_step,
-                    answer_step=exit_step,
-                    confidence=self._confidence,
-                    step_label=self._step_label,
-                )
-        answer_step = exit_step
-        if self._surest is not None:
-            answer_step = self._surest.step
-        return Answers(
-            label=self._step_label.gather(1, answer_step[:, None] - 1)[:, 0],
-            probabilities=self.probabilities(None, answer_step),
-            exit_step=exit_step,
-            answer_step=answer_step,
-            confidence=self._confidence,
-            step_label=self._step_label,
-        )
+    def step_label(self) -> Tensor:
+        """(R, T) int64, the class after each input, -1 where it was not reached."""
+        table = self._same_for_all(-1, self._rules.num_exits)
+        for one in self._inputs:
+            table[one.chosen, one.step - 1] = one.label
+        return table
 
-    def _same_for_all(self, step: int) -> Tensor:
-        return self._step_label.new_full((len(self),), step)
+    def label(self) -> Tensor:
+        """(R,) int64, the class of the input after which each image answers."""
+        steps = self.answers_after()
+        if isinstance(steps, Tensor):
+            return self.step_label().gather(1, steps[:, None] - 1)[:, 0]
+        return self._inputs[-1].label.clone() if self._inputs else self._same_for_all(-1)
+
+    def answers_after(self) -> int | Tensor:
+        """The input after which all images answer, or (R,) int64 for each."""
+        common = self.common_step
+        return self.answer_step(None, self.exit_step() if common is None else common)
+
+    def _same_for_all(self, value: int, *shape: int) -> Tensor:
+        size = (len(self), *shape)
+        return torch.full(size, value, dtype=torch.int64, device=self._sums.device)
+
+
+class _Input(NamedTuple):
+    """What A images were taken for after an input."""
+
+    step: int
+    rows: Tensor | None
+    """(A,) int64; None: all."""
+    confidence: Tensor
+    """(A,)"""
+    label: Tensor
+    """(A,) int64"""
+
+    @property
+    def chosen(self) -> Tensor | slice:
+        """Of the rows in a table."""
+        return slice(None) if self.rows is None else self.rows
 
 
 class _Surest:

@@ -49,7 +49,7 @@ class Leaving:
 
 
 class ImageClassification:
-    """What `early_exit.Classification` says of one image; n classes, T exits, on the CPU.
+    """What `classification.Classification` says of one image; n classes, T exits, on the CPU.
 
     A place among the images that left with it. What is asked for is made then: five tensors for
     each image that nobody looks at would take a good part of a small network's time.

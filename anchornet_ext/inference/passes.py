@@ -112,12 +112,12 @@ def check_image_size(classifier: TwoStageClassifier, image_size: tuple[int, int]
         )
 
 
-def check_logits(classifier: TwoStageClassifier, logits: Tensor, part: str) -> None:
+def check_logits(logits: Tensor, num_classes: int, part: str) -> None:
     """Raises if a network's output is not (A, n) with AnchorNet's n."""
-    if logits.ndim != 2 or logits.shape[1] != classifier.num_classes:
+    if logits.ndim != 2 or logits.shape[1] != num_classes:
         raise ValueError(
             f"the {part} network gives {tuple(logits.shape)}, expected logits of "
-            f"AnchorNet's {classifier.num_classes} classes"
+            f"AnchorNet's {num_classes} classes"
         )
 
 
@@ -143,7 +143,9 @@ def _in_pieces(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """The network over pieces of a large batch on the CPU, of nearly the same size."""
 
     def run(images: Tensor) -> Tensor:
-        pieces = 1 if images.device.type != "cpu" else -(-len(images) // _most_at_once(network))
+        pieces = 1
+        if images.is_cpu and len(images) > 1:  # to ask the network takes a while
+            pieces = -(-len(images) // _most_at_once(network))
         if pieces <= 1:
             logits: Tensor = network(images)
             return logits

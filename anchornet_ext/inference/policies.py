@@ -107,10 +107,10 @@ def input_logits(
     top_left = patch_locations(classifier, images, policy, generator)  # (B, T - 1, 2)
     batch, num_patches, _ = top_left.shape
     glance = classifier.glance(classifier.glance_input(images))  # (B, n)
-    check_logits(classifier, glance, "glance")
+    check_logits(glance, classifier.num_classes, "glance")
     patches = gather_patches(images, top_left, classifier.patch_size)  # (B * (T - 1), 3, K, K)
     focus = classifier.focus(patches)
-    check_logits(classifier, focus, "focus")
+    check_logits(focus, classifier.num_classes, "focus")
     focus = focus.unflatten(0, (batch, num_patches)).transpose(0, 1)  # (T - 1, B, n)
     return torch.cat((glance[None], focus))
 

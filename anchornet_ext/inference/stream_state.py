@@ -238,7 +238,7 @@ class StreamState:
         return self._decided(Pass.FOCUS, rows, self._passes.focus(patches), steps)
 
     def _decided(self, kind: Pass, rows: Tensor, logits: Tensor, step: int | Tensor) -> Decided:
-        check_logits(self._classifier, logits, kind.value)
+        check_logits(logits, self._classifier.num_classes, kind.value)
         decided = self._sums.add(rows, logits, step)
         probabilities = None
         if self._fixed is not None:  # the host cannot see yet who leaves

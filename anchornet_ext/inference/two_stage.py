@@ -23,7 +23,7 @@ from .lookahead import Lookahead
 from .module_tree import ModuleTree
 
 if TYPE_CHECKING:
-    from .early_exit import Classification
+    from .classification import Classification
     from .policies import PatchPolicy
     from .stream import StreamResult
 

@@ -17,7 +17,8 @@ from tiny_networks import CLASSES, noise, tiny_classifier
 from torch import Tensor, nn
 
 from anchornet_ext.inference import TwoStageClassifier
-from anchornet_ext.inference.early_exit import Classification, evaluating
+from anchornet_ext.inference.classification import Classification
+from anchornet_ext.inference.early_exit import evaluating
 from anchornet_ext.models import AnchorNet
 from anchornet_ext.policy.calibration import applied, policy_outcome
 from anchornet_ext.policy.exit_policy import ExitPolicy

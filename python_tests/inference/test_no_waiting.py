@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from anchornet_ext import _extension
-from anchornet_ext.inference import TwoStageClassifier, early_exit, exit_state
+from anchornet_ext.inference import TwoStageClassifier, classification, early_exit, exit_state
 from anchornet_ext.inference.exit_rules import exit_rules
 from anchornet_ext.inference.passes import plain_passes
 from anchornet_ext.inference.stream_state import Outcome, PlacedPass, StreamState
@@ -98,7 +99,7 @@ def mode(monkeypatch: pytest.MonkeyPatch) -> FakeTensorMode:
         return tensor.to(device, non_blocking=True)
 
     monkeypatch.setattr(exit_state, "to_device", to_device)
-    monkeypatch.setattr(early_exit, "to_device", to_device)
+    monkeypatch.setattr(classification, "to_device", to_device)
     return FakeTensorMode()
 
 
@@ -137,6 +138,8 @@ def test_classify_reads_one_number_a_step(
         monkeypatch.setattr(model, "normalisation", lambda: normalisation, raising=True)
         with NoWaiting():
             found = model.classify(images, policy=policy)
+            for field in fields(found):  # each is made when it is asked for
+                getattr(found, field.name)
     assert len(asked) == 4  # none after the last exit
     assert found.label.shape == (8,)
     assert found.label.is_cuda

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.inference import TwoStageClassifier, kept_memory
-from anchornet_ext.inference.early_exit import Classification
+from anchornet_ext.inference.classification import Classification
 from anchornet_ext.inference.passes import Passes, compiled_passes, plain_passes
 from anchornet_ext.inference.slot_images import FixedImages, SlotImages
 from anchornet_ext.inference.stream import ImageClassification, StreamResult

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import pickle
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def test_what_classify_worked_out_is_not_used_after_a_change() -> None:
             setattr(fresh, name, getattr(model, name))
         for _ in range(2):  # the second time as it was worked out the first time
             got, expected = model.classify(images, **options), fresh.classify(images, **options)
-            for name, value in vars(expected).items():
+            for name, value in asdict(expected).items():
                 if isinstance(value, torch.Tensor):
                     torch.testing.assert_close(getattr(got, name), value, equal_nan=True, msg=name)
                 else:
