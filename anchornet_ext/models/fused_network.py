@@ -17,8 +17,9 @@ from .native_calls import has_fast_kernels, runs_natively
 from .packed_convolutions import PackedConv2d
 from .residual_runs import FusedSequential
 
-#: Larger batches keep oneDNN's convolutions busy, and calls matter less to them: of 32 images the
-#: fused graph takes 1 to 5 % longer than the modules one by one, as oneDNN adds a residual slowly.
+#: Larger batches keep oneDNN's convolutions busy, and calls matter less to them: the fused
+#: graph takes longer than the modules one by one, as oneDNN adds a residual slowly
+#: (docs/decisions.md).
 _LARGEST_LOWERED = 8
 #: So many pixels of all images together; what comes to more is for large maps as well.
 _MOST_PIXELS = 1 << 17
@@ -69,11 +70,7 @@ class FusedNetwork:
 
     def is_faster_than_compiled(self, images: Tensor) -> bool:
         """Whether the network takes less time by this package's operators than by code that
-        PyTorch compiles, this graph or the modules themselves.
-
-        A compiled MobileNet took twice as long in batches and three to four times for one image,
-        with the operator in the compiled code a fifth longer for one image; a ResNet 40 % longer
-        for one image, and 6 % less for 32.
+        PyTorch compiles, this graph or the modules themselves: docs/decisions.md has the figures.
         """
         return self._has_blocks or self.best_batch is not None or self.takes(images)
 

@@ -44,7 +44,8 @@ def localise(
     ``torch.inference_mode()`` with ``anchor.eval()``.
 
     Args:
-        anchor: the patch proposal network; folded, it costs a fifth of it on a CPU.
+        anchor: the patch proposal network; folded, it takes a quarter of the time on a CPU, or
+            less (`anchornet bench localisation`).
         images: (B, C, H, W) normalised, floating point, H and W at least 95 pixels.
         num_patches: k, patches per image, at most the locations of the map.
         iou_threshold: two patches of an image overlap by less than this intersection over union, in

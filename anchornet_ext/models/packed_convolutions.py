@@ -108,7 +108,7 @@ class PackedConv2d(nn.Conv2d):
                 input, add, weights, self.bias, *where, "add", None, None, [], None
             )
         # Not by oneDNN, whose ReLU makes NaN a zero: a network that diverged would be sure of its
-        # answers. The convolution takes 2 to 7 % longer.
+        # answers. What that costs is in docs/decisions.md.
         return out.relu_() if activation == "relu" else out
 
     def _convolve_maps(

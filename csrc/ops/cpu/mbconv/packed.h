@@ -51,7 +51,7 @@ inline Runs runs_of(const BlockShape& s, int64_t channel, int64_t row, int64_t p
 }
 
 // columns[k * wide + n] = rows[n * inputs + k] for n < outputs, k < inputs, by squares of 4 x 4:
-// weights are packed anew for every call, which takes a tenth of a small image's time one by one.
+// weights are packed anew for every call, which takes a while one by one.
 inline void transpose(const float* rows, int64_t outputs, int64_t inputs, float* columns,
                       int64_t wide) {
   const int64_t whole_outputs = outputs - outputs % 4, whole_inputs = inputs - inputs % 4;
