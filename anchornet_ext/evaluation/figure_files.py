@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from anchornet_ext._files import write_whole
-from anchornet_ext.evaluation import page
-from anchornet_ext.evaluation.theme import DARK, LIGHT, PNG_DPI, SCREEN_DPI, Theme, png
+from anchornet_ext.evaluation import page, theme
+from anchornet_ext.evaluation.theme import DARK, LIGHT, Theme, png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ class FigureFiles:
         self._write(name, light)
         with Image.open(BytesIO(light)) as picture:
             width, height = picture.size
-        scale = SCREEN_DPI / PNG_DPI
+        scale = theme.SCREEN_DPI / theme.PNG_DPI
         size = round(width * scale), round(height * scale)
         return page.figure(light, dark, size, words, caption)
 

@@ -134,8 +134,9 @@ def plain_text(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def png(figure: Figure, dpi: int = PNG_DPI) -> bytes:
-    """The figure as a PNG file, the same bytes for the same figure."""
+def png(figure: Figure, dpi: int | None = None) -> bytes:
+    """The figure as a PNG file of `PNG_DPI`, the same bytes for the same figure."""
+    dpi = dpi or PNG_DPI
     buffer = BytesIO()
     # Software and time would make the file differ from run to run.
     figure.savefig(
