@@ -76,6 +76,16 @@ class ExitClassifier(nn.Module):
         return logits
 
 
+def stem_of(kind: str, outputs: int) -> nn.Module:
+    """The first layer, images (B, 3, H, W) to (B, outputs, h, w), of one of STEMS."""
+    return LargeStem(outputs) if kind == "large" else ConvNormReLU(3, outputs)
+
+
+def classifier_of(kind: str, inputs: int, num_classes: int) -> ExitClassifier:
+    """An exit for (B, inputs, h, w) of a network with this stem, one of STEMS."""
+    return ExitClassifier(inputs, 128 if kind == "small" else inputs, num_classes)
+
+
 class DenseLayer(nn.Module):
     """Appends `growth` channels: (B, C, h, w) to (B, C + growth, h, w)."""
 

@@ -109,7 +109,7 @@ class LoweredMaps(nn.Module):
         self._packed: _Packed | None = None
         for owner in owners:
             if isinstance(owner, PackedConv2d):
-                owner.forget_orders()  # those of the run that was recorded
+                owner.forget_packed()  # those of the run that was recorded
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         packed = self._packed

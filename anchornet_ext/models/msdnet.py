@@ -13,9 +13,9 @@ from .dense_layers import (
     Bottleneck,
     ConvNormReLU,
     DenseLayer,
-    ExitClassifier,
-    LargeStem,
+    classifier_of,
     initialise,
+    stem_of,
 )
 from .exits import IMAGES, ExitNetwork, Step
 from .network_config import (
@@ -166,8 +166,7 @@ def _steps(config: MSDNetConfig, num_classes: int) -> Iterator[tuple[str, Step]]
         outputs = config.channels * factors[scale]
         source[scale] = f"stem_scale{scale}"
         if scale == 0:
-            large = config.stem == "large"
-            module: nn.Module = LargeStem(outputs) if large else ConvNormReLU(3, outputs)
+            module = stem_of(config.stem, outputs)
             yield source[scale], Step(module, (IMAGES,))
         else:
             module = ConvNormReLU(config.channels * factors[scale - 1], outputs, stride=2)
@@ -207,6 +206,5 @@ def _steps(config: MSDNetConfig, num_classes: int) -> Iterator[tuple[str, Step]]
                 channels = kept
             source = made
         features = channels * factors[-1]
-        hidden = 128 if config.stem == "small" else features
-        classifier = ExitClassifier(features, hidden, num_classes)
+        classifier = classifier_of(config.stem, features, num_classes)
         yield f"exit{block}", Step(classifier, (source[scales[-1]],))

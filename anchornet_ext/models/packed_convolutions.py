@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from anchornet_ext.ops import MapWeights, convolve_maps, pack_maps
 
 from .native_calls import has_fast_kernels, runs_natively, version_of, wants_gradient
+from .packed_weights import KeepsPacked
 
 Activation = Literal["none", "relu"]
 
@@ -45,7 +46,7 @@ def pack_convolutions(network: nn.Module) -> int:
     return len(found)
 
 
-class PackedConv2d(nn.Conv2d):
+class PackedConv2d(KeepsPacked, nn.Conv2d):
     """`nn.Conv2d` for inference on a CPU, with the same results up to rounding.
 
     `weight` stays what it is and may be replaced or moved; its copy in the kernels' order is made
@@ -190,10 +191,6 @@ class PackedConv2d(nn.Conv2d):
     def _output_shape(self, input: Tensor) -> tuple[int, ...]:
         return (input.shape[0], self.out_channels, *self._output_size(input))
 
-    def forget_orders(self) -> None:
-        """Frees the copies of the weights; they are made again when they are wanted."""
-        self.__dict__.pop("_known", None)
-
     def _known_orders(self) -> _Known:
         weight = self.weight
         version = version_of(weight)
@@ -221,15 +218,6 @@ class PackedConv2d(nn.Conv2d):
             )
             packed = known.add(work, packed)
         return packed
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Copies, and what is loaded from a file, pack their own.
-        return {name: value for name, value in self.__dict__.items() if name != "_known"}
-
-    def _apply(self, fn: Any, recurse: bool = True) -> PackedConv2d:
-        self.forget_orders()  # `fn` may write into the parameters' data
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
 
 class _Known:

@@ -7,7 +7,7 @@ images (1.2 times for one).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from anchornet_ext.ops import Convolution, PackedLayers, inverted_residuals, pack_layers
 
 from .native_calls import has_fast_kernels, runs_natively, version_of, wants_gradient
+from .packed_weights import KeepsPacked
 
 #: With fewer weights the call is what takes long.
 FEWEST_WEIGHTS = 1 << 15
@@ -39,7 +40,7 @@ def pack_linears(network: nn.Module) -> int:
     return len(found)
 
 
-class PackedLinear(nn.Linear):
+class PackedLinear(KeepsPacked, nn.Linear):
     """`nn.Linear` for inference on a CPU, with the same results up to rounding.
 
     `weight` and `bias` stay what they are and may be replaced or moved; their copy in the kernels'
@@ -67,15 +68,6 @@ class PackedLinear(nn.Linear):
             and not wants_gradient(input, self.weight, self.bias)
             and has_fast_kernels()
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Copies, and what is loaded from a file, pack their own.
-        return {name: value for name, value in self.__dict__.items() if name != "_known"}
-
-    def _apply(self, fn: Any, recurse: bool = True) -> PackedLinear:
-        self.__dict__.pop("_known", None)  # `fn` may write into the parameters' data
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
 
 class _Known(NamedTuple):

@@ -14,10 +14,10 @@ from .dense_layers import (
     Bottleneck,
     ConvNormReLU,
     DenseLayer,
-    ExitClassifier,
-    LargeStem,
+    classifier_of,
     initialise,
     resized,
+    stem_of,
 )
 from .exits import IMAGES, ExitNetwork, Step
 from .network_config import (
@@ -254,8 +254,7 @@ def _steps(config: RANetConfig, num_classes: int) -> Iterator[tuple[str, Step]]:
                 yield newest.step, step
             if below is None:
                 exit_number += 1
-                hidden = 128 if config.stem == "small" else newest.channels
-                classifier = ExitClassifier(newest.channels, hidden, num_classes)
+                classifier = classifier_of(config.stem, newest.channels, num_classes)
                 yield f"exit{exit_number}", Step(classifier, (newest.step,))
         lower = current
 
@@ -264,9 +263,7 @@ def _base_features(config: RANetConfig) -> Iterator[tuple[str, Step]]:
     """The initial layer: the input of each sub-network, from the highest resolution down."""
     highest = len(config.scales)
     outputs = config.channels * config.factors[-1]
-    large = config.stem == "large"
-    stem: nn.Module = LargeStem(outputs) if large else ConvNormReLU(3, outputs)
-    yield f"base{highest}", Step(stem, (IMAGES,))
+    yield f"base{highest}", Step(stem_of(config.stem, outputs), (IMAGES,))
     for network in range(highest - 1, 0, -1):
         inputs, outputs = outputs, config.channels * config.factors[network - 1]
         stride = 1 + config.scales[network] - config.scales[network - 1]

@@ -21,6 +21,7 @@ from anchornet_ext.reference.inverted_residuals import Convolution, InvertedResi
 from ._structure import HOOKS_OF_ALL, CountedTensors, Structure, parameters_of
 from .native_calls import has_fast_kernels, runs_natively, wants_gradient
 from .packed_linear import FEWEST_WEIGHTS
+from .packed_weights import KeepsPacked
 from .residual_layers import layer_of, linear_layers_of
 
 
@@ -55,7 +56,7 @@ def fuse_linear_layers(network: nn.Module) -> int:
     return sum(fuse_linear_layers(child) for child in network.children())
 
 
-class FusedSequential(nn.Sequential):
+class FusedSequential(KeepsPacked, nn.Sequential):
     """`nn.Sequential` for inference on a CPU, with the same results up to rounding.
 
     The modules stay where they are and keep their parameters, which may be replaced, loaded or
@@ -109,15 +110,6 @@ class FusedSequential(nn.Sequential):
         if wants_gradient(*parameters):
             return None
         return None if any(module.training for module in known.fused) else known
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Copies, and what is loaded from a file, pack their own.
-        return {name: value for name, value in self.__dict__.items() if name != "_known"}
-
-    def _apply(self, fn: Any, recurse: bool = True) -> FusedSequential:
-        self.__dict__.pop("_known", None)  # `fn` may write into the parameters' data
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
 
 class FusedLinears(FusedSequential):
