@@ -174,14 +174,15 @@ def run_map_program(device: torch.device) -> None:
 
 
 def inverted_residuals(device: torch.device) -> None:
-    """A convolution with a stride and a block with all parts; it runs on the CPU only."""
+    """A convolution with a stride, a block with all parts, a mean and a linear layer; on the CPU
+    only."""
     images = _normal(3, 3, 17, 14, device=device).cpu()
 
     def convolution(*shape: int, stride: int = 1, activation: str = "none") -> ops.Convolution:
         weight = _normal(*shape, device=device).cpu() / shape[1] ** 0.5
         return ops.Convolution(weight / shape[2], weight[:, 0, 0, 0], stride, activation)
 
-    layers: list[ops.Convolution | ops.InvertedResidual] = [
+    layers: list[ops.Convolution | ops.InvertedResidual | ops.GlobalMean] = [
         convolution(20, 3, 3, 3, stride=2, activation="relu"),
         ops.InvertedResidual(
             convolution(50, 20, 1, 1, activation="hardswish"),
@@ -195,6 +196,8 @@ def inverted_residuals(device: torch.device) -> None:
             convolution(20, 50, 1, 1),
             residual=True,
         ),
+        ops.GlobalMean(),
+        convolution(30, 20, 1, 1),
     ]
     torch.testing.assert_close(
         ops.inverted_residuals(images, ops.pack_layers(layers)),

@@ -16,6 +16,7 @@ from .map_lowering import Programs, Recorder, convolution_of, lower
 from .native_calls import has_fast_kernels, runs_natively
 from .packed_convolutions import PackedConv2d
 from .residual_runs import FusedSequential
+from .whole_network import WholeNetwork
 
 #: Larger batches keep oneDNN's convolutions busy, and calls matter less to them: the fused
 #: graph takes longer than the modules one by one, as oneDNN adds a residual slowly
@@ -40,6 +41,8 @@ class FusedNetwork:
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         """`dtype`: of the images that it will be given."""
         self._graph = _graph_of(network, dtype)
+        #: The network as one operator, which takes batches of any size.
+        self.whole = WholeNetwork(network)
         #: How many images it should get at once, if that makes a difference.
         self.best_batch = _LARGEST_LOWERED if _is_best_in_few(self._graph, dtype) else None
         #: Whether runs of its blocks are one operator each, for batches of any size.

@@ -18,7 +18,7 @@ from torch.nn import functional
 from ._structure import HOOKS_OF_ALL
 from .mean_pooling import MeanPool2d
 from .packed_convolutions import PackedConv2d
-from .packed_linear import PackedLinear
+from .packed_linear import PackedLinear, is_plain_linear
 from .residual_runs import FusedSequential
 
 #: Every in-place operator of Python; a proxy would silently make them the ordinary ones.
@@ -154,7 +154,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = isinstance(m, PackedConv2d | PackedLinear | MeanPool2d | FusedSequential)
-        return ours or super().is_leaf_module(m, module_qualified_name)
+        return ours or is_plain_linear(m) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> _Proxy:
         return _Proxy(node, self)

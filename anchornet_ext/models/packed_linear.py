@@ -7,7 +7,8 @@ images (1.2 times for one).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import sys
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +33,21 @@ def pack_linears(network: nn.Module) -> int:
     found = [
         module
         for module in network.modules()
-        # Somebody's own linear layer may do something else with its weight.
-        if type(module) is nn.Linear and module.weight.numel() >= FEWEST_WEIGHTS
+        if is_plain_linear(module) and module.weight.numel() >= FEWEST_WEIGHTS
     ]
     for module in found:
         module.__class__ = PackedLinear  # with its parameters, hooks and places
     return len(found)
+
+
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether that is torch's linear layer, or timm's, which differs in TorchScript only.
+
+    Somebody's own may do something else with its weight.
+    """
+    # Who has a layer of timm's has imported it.
+    of_timm = getattr(sys.modules.get("timm.layers.linear"), "Linear", None)
+    return type(module) is nn.Linear or (of_timm is not None and type(module) is of_timm)
 
 
 class PackedLinear(KeepsPacked, nn.Linear):

@@ -16,13 +16,13 @@ from torch import nn
 from anchornet_ext.reference.inverted_residuals import (
     Convolution,
     InvertedResidual,
-    Layer,
     SqueezeExcitation,
+    WeightedLayer,
 )
 
 from .mean_pooling import ADAPTIVE_POOLS
 from .packed_convolutions import PackedConv2d
-from .packed_linear import PackedLinear
+from .packed_linear import PackedLinear, is_plain_linear
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -39,7 +39,7 @@ _NOTHING = (nn.Identity, nn.Dropout)
 _TORCHVISION, _TIMM = "torchvision.models", "timm.models._efficientnet_blocks"
 
 
-def layer_of(module: nn.Module) -> Layer | None:
+def layer_of(module: nn.Module) -> WeightedLayer | None:
     """The layer that `module` is in evaluation, with its own parameters, or None."""
     try:
         if _is(module, "torchvision.models.mobilenetv2", "InvertedResidual"):
@@ -65,16 +65,37 @@ def layer_of(module: nn.Module) -> Layer | None:
     return None
 
 
-def linear_layers_of(parts: Iterable[nn.Module]) -> list[tuple[nn.Module, Layer | None]] | None:
+def map_layers_of(modules: Iterable[nn.Module]) -> list[WeightedLayer] | None:
+    """The layers of modules one after the other; None where something else is among them.
+
+    An activation belongs to the convolution before.
+    """
+    found: list[WeightedLayer] = []
+    for module in modules:
+        layer = layer_of(module) or _convolution_of([module])
+        if layer is None:
+            activation, before = _ACTIVATIONS.get(type(module)), found.pop() if found else None
+            if activation is None or not isinstance(before, Convolution):
+                return None
+            if before.activation != "none":
+                return None
+            layer = before._replace(activation=activation)
+        found.append(layer)
+    return found
+
+
+def linear_layers_of(
+    parts: Iterable[nn.Module],
+) -> list[tuple[nn.Module, Convolution | None]] | None:
     """Linear layers one after the other, as 1x1 convolutions of one pixel.
 
     None where something else is among these parts. Activations belong to the layer before; of them
     and of what does nothing in evaluation there are the modules alone.
     """
-    found: list[tuple[nn.Module, Layer | None]] = []
+    found: list[tuple[nn.Module, Convolution | None]] = []
     last: int | None = None  # where the linear layer is that an activation would belong to
     for module in (leaf for part in parts for leaf in _leaves(part, skip=())):
-        if type(module) in (nn.Linear, PackedLinear):
+        if is_plain_linear(module) or type(module) is PackedLinear:
             linear: Any = module
             last = len(found)
             found.append((linear, Convolution(linear.weight[:, :, None, None], linear.bias)))
@@ -84,7 +105,7 @@ def linear_layers_of(parts: Iterable[nn.Module]) -> list[tuple[nn.Module, Layer 
             if activation is None or last is None:
                 return None
             before, layer = found[last]
-            assert isinstance(layer, Convolution)
+            assert layer is not None
             found[last] = before, layer._replace(activation=activation)
             last = None
         found.append((module, None))

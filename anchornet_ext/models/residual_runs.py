@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from anchornet_ext.ops.inverted_residuals import PackedLayers, inverted_residuals, pack_layers
-from anchornet_ext.reference.inverted_residuals import Convolution, InvertedResidual, Layer
+from anchornet_ext.reference.inverted_residuals import InvertedResidual, WeightedLayer
 
 from ._structure import HOOKS_OF_ALL, CountedTensors, Structure, parameters_of
 from .native_calls import has_fast_kernels, runs_natively, wants_gradient
@@ -34,7 +34,7 @@ def fuse_inverted_residuals(network: nn.Module) -> int:
     """
     if not has_fast_kernels():
         return 0
-    if _is_plain(network) and any(isinstance(part, list) for part in _parts_of(network)):
+    if _is_plain(network) and any(not isinstance(part, nn.Module) for part in _parts_of(network)):
         network.__class__ = FusedSequential  # with its modules, hooks and place
         return 1
     return sum(fuse_inverted_residuals(child) for child in network.children())
@@ -71,7 +71,7 @@ class FusedSequential(KeepsPacked, nn.Sequential):
     _dimensions = 4
 
     def forward(self, input: Tensor) -> Tensor:
-        known = self._known_runs() if _is_for_kernels(input, self._dimensions) else None
+        known = self._known_runs() if is_for_kernels(input, self._dimensions) else None
         if known is None or not known.takes(input):
             out: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
             return out
@@ -103,7 +103,7 @@ class FusedSequential(KeepsPacked, nn.Sequential):
         known: _Runs | None = self.__dict__.get("_known")
         if known is None or not known.is_as_it_was():
             modules = [*self.modules()]
-            if _have_hooks(modules) or not _all_float32(parameters_of(modules)):
+            if have_hooks(modules) or not all_float32(parameters_of(modules)):
                 return None
             known = self.__dict__["_known"] = _Runs(self, modules)
         parameters = known.structure.parameters
@@ -149,9 +149,9 @@ class _Runs:
                 self.parts.append(part)
                 continue
             self.fused += [module for module, _ in part]
-            layers = [_detached(layer) for _, layer in part if layer is not None]
+            layers = [detached(layer) for _, layer in part if layer is not None]
             if not self.parts:
-                self._in_channels = _inputs_of(layers[0])
+                self._in_channels = inputs_of(layers[0])
             self.parts.append(pack_layers(layers))
 
     def is_as_it_was(self) -> bool:
@@ -164,21 +164,21 @@ class _Runs:
 
 
 #: Modules and the layers that they are; None: it is part of the layer before.
-_Run = list[tuple[nn.Module, Layer | None]]
+_Run = Sequence[tuple[nn.Module, WeightedLayer | None]]
 
 
 def _linear_run(sequence: nn.Sequential) -> _Run | None:
     """The linear layers of a sequence of nothing else, if there are several and not all small."""
     run = linear_layers_of(sequence.children())
-    weights = [layer.weight.numel() for _, layer in run or () if isinstance(layer, Convolution)]
+    weights = [layer.weight.numel() for _, layer in run or () if layer is not None]
     return run if len(weights) > 1 and sum(weights) >= FEWEST_WEIGHTS else None
 
 
 def _parts_of(sequence: nn.Sequential) -> list[nn.Module | _Run]:
     """The modules of a sequence, those within sequences in it as well, and the runs of layers."""
     parts: list[nn.Module | _Run] = []
-    run: _Run = []
-    for module in [*_flat(sequence), None]:
+    run: list[tuple[nn.Module, WeightedLayer | None]] = []
+    for module in [*flat(sequence), None]:
         layer = None if module is None else layer_of(module)
         if module is not None and layer is not None:
             run.append((module, layer))
@@ -197,17 +197,20 @@ def _is_plain(module: nn.Module) -> TypeGuard[nn.Sequential]:
     return type(module) in (nn.Sequential, FusedSequential)
 
 
-def _flat(sequence: nn.Sequential) -> list[nn.Module]:
+def flat(sequence: nn.Sequential) -> list[nn.Module]:
+    """The modules of a sequence and, in their places, those of sequences in it that are no layer of
+    their own."""
     modules: list[nn.Module] = []
     for child in sequence.children():
         if _is_plain(child) and layer_of(child) is None:
-            modules += _flat(child)
+            modules += flat(child)
         else:
             modules.append(child)
     return modules
 
 
-def _inputs_of(layer: Layer) -> int:
+def inputs_of(layer: WeightedLayer) -> int:
+    """Channels that a layer takes."""
     if isinstance(layer, InvertedResidual):
         if layer.expand is None:
             return len(layer.depthwise.weight)
@@ -215,22 +218,24 @@ def _inputs_of(layer: Layer) -> int:
     return layer.weight.shape[1]
 
 
-def _detached(value: Any) -> Any:
+def detached(value: Any) -> Any:
     """A layer with parameters that want no gradient."""
     if isinstance(value, Tensor):
         return value.detach()
-    return type(value)(*map(_detached, value)) if isinstance(value, tuple) else value
+    return type(value)(*map(detached, value)) if isinstance(value, tuple) else value
 
 
-def _have_hooks(modules: Sequence[nn.Module]) -> bool:
+def have_hooks(modules: Sequence[nn.Module]) -> bool:
+    """Whether something watches one of these, or all modules, or changes what they give."""
     return any(HOOKS_OF_ALL) or any(m._forward_hooks or m._forward_pre_hooks for m in modules)
 
 
-def _all_float32(parameters: Sequence[Tensor]) -> bool:
+def all_float32(parameters: Sequence[Tensor]) -> bool:
     return all(p.is_cpu and p.dtype == torch.float32 for p in parameters)
 
 
-def _is_for_kernels(input: Tensor, dimensions: int) -> bool:
+def is_for_kernels(input: Tensor, dimensions: int) -> bool:
+    """Whether the operator may compute what comes of `input`, of so many dimensions."""
     return (
         runs_natively(input)
         and input.dtype == torch.float32

@@ -44,7 +44,8 @@ def tune(
     weights of convolutions in the kernels' own orders (`packed_convolutions`), each of which takes
     as much memory as they do once more: mostly one, two or three of those that meet maps of several
     sizes. And operations are fused where `torch.fx` sees the network's graph
-    (`graph_fusion`). `network` itself is left as it is; later changes to it do not reach the copy.
+    (`graph_fusion`), all of them where they are a MobileNet or an EfficientNet (`whole_network`).
+    `network` itself is left as it is; later changes to it do not reach the copy.
 
     The copy's weights may be loaded and its modules exchanged; the next call sees it, and compiles
     again where weights are frozen. `parameter.data = other` is not seen: use `parameter.copy_`, or
@@ -167,6 +168,10 @@ class TunedNetwork(nn.Module):
     def _run_plain(self, images: Tensor) -> Any:
         if not images.is_cpu or torch.compiler.is_compiling():
             return self.network(images)
+        graph = self._fused or self._graph()
+        logits = graph.whole.run(images)  # which looks by itself whether all is as it was
+        if logits is not None:
+            return logits
         graph = self._graph()
         return (graph if graph.takes(images) else self.network)(images)
 

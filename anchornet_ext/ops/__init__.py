@@ -2,6 +2,7 @@
 
 from anchornet_ext.reference.inverted_residuals import (
     Convolution,
+    GlobalMean,
     InvertedResidual,
     SqueezeExcitation,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "CellWeights",
     "Convolution",
     "ExitStep",
+    "GlobalMean",
     "InvertedResidual",
     "MBConvBlock",
     "MapProgram",

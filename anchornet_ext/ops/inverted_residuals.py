@@ -15,6 +15,7 @@ from anchornet_ext.reference.inverted_residuals import (
     ACTIVATIONS,
     MAP_ACTIVATIONS,
     Convolution,
+    GlobalMean,
     InvertedResidual,
     Layer,
     SqueezeExcitation,
@@ -44,16 +45,17 @@ def pack_layers(layers: Sequence[Layer]) -> PackedLayers:
     """Puts the parameters of some layers in the order in which this processor reads them.
 
     Args:
-        layers: `Convolution` and `InvertedResidual`, with parameters in float32 on the CPU.
+        layers: `Convolution`, `InvertedResidual` and `GlobalMean`, with parameters in float32 on
+            the CPU; at least one with parameters.
 
     Raises:
         TypeError: a layer of another type, or parameters that are not float32.
-        ValueError: a shape, stride or activation that there is no kernel for, or parameters that
-            are not on the CPU; the message holds the value.
+        ValueError: a shape, stride or activation that there is no kernel for, no parameters, or
+            some that are not on the CPU; the message holds the value.
         ImportError: the native library is missing.
     """
-    if len(layers) == 0:
-        raise ValueError("there must be at least one layer, got none")
+    if all(isinstance(layer, GlobalMean) for layer in layers):
+        raise ValueError(f"there must be at least one layer with parameters, got {[*layers]}")
     channels: int | None = None
     parts: list[Tensor] = []
     settings: list[int] = []
@@ -67,19 +69,23 @@ def pack_layers(layers: Sequence[Layer]) -> PackedLayers:
             channels = _check_block(name, layer, channels)
             parts += _pack_block(layer)
             settings += _settings_of(layer.expand, layer)
+        elif isinstance(layer, GlobalMean):
+            settings += _settings_of(None, None)
         else:
             raise TypeError(
-                f"{name} must be a Convolution or an InvertedResidual, got {type(layer).__name__}"
+                f"{name} must be a Convolution, an InvertedResidual or a GlobalMean, "
+                f"got {type(layer).__name__}"
             )
     return PackedLayers(torch.cat(parts), tuple(settings))
 
 
 def inverted_residuals(images: Tensor, layers: PackedLayers) -> Tensor:
-    """Convolutions and inverted residuals one after the other.
+    """Convolutions, inverted residuals and means of maps one after the other.
 
-    Every convolution is padded by half its kernel. Where maps are large, the CPU kernel takes one
-    image at a time, so that what is between the layers stays in the processor's cache; where they
-    are small, as many images as fit share what takes longest there, reading the weights.
+    Every convolution is padded by half its kernel; behind a mean, 1x1 ones are linear layers. Where
+    maps are large, the CPU kernel takes one image at a time, so that what is between the layers
+    stays in the processor's cache; where they are small, as many images as fit share what takes
+    longest there, reading the weights.
 
     Args:
         images: (B, C, H, W) float32 on the CPU; channels_last, or it costs a copy.
@@ -271,6 +277,8 @@ def _fake(images: Tensor, weights: Tensor, settings: Sequence[int]) -> Tensor:
             channels, size = outputs, _size_after(size, kernel, stride)
         if deep_kernel:
             channels, size = out, _size_after(size, deep_kernel, deep_stride)
+        if not kernel and not deep_kernel:
+            size = [1, 1]
     return torch.empty(
         (images.shape[0], channels, *size),
         dtype=images.dtype,

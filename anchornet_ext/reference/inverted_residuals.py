@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -64,7 +65,14 @@ class InvertedResidual(NamedTuple):
     residual: bool = False
 
 
-Layer = Convolution | InvertedResidual
+@dataclass(frozen=True)
+class GlobalMean:
+    """The mean of each map, (B, C, 1, 1)."""
+
+
+#: Layers with parameters.
+WeightedLayer = Convolution | InvertedResidual
+Layer = WeightedLayer | GlobalMean
 
 
 def inverted_residuals(images: Tensor, layers: Sequence[Layer]) -> Tensor:
@@ -73,6 +81,9 @@ def inverted_residuals(images: Tensor, layers: Sequence[Layer]) -> Tensor:
     for layer in layers:
         if isinstance(layer, Convolution):
             x = _convolve(x, layer)
+            continue
+        if isinstance(layer, GlobalMean):
+            x = x.mean(dim=(2, 3), keepdim=True)
             continue
         y = x if layer.expand is None else _convolve(x, layer.expand)
         y = _convolve(y, layer.depthwise, groups=len(layer.depthwise.weight))

@@ -9,10 +9,10 @@
 
 namespace anchornet::residuals {
 
-// What the operator is told of a layer, in this order. A layer is either one convolution, or an
-// inverted residual: [1x1 convolution,] depthwise convolution, [squeeze-and-excitation,] 1x1
-// convolution[, plus the layer's input]. A size of 0 says that a part is not there. Convolutions
-// are padded by half their kernel.
+// What the operator is told of a layer, in this order. A layer is one convolution, or an inverted
+// residual: [1x1 convolution,] depthwise convolution, [squeeze-and-excitation,] 1x1 convolution[,
+// plus the layer's input], or, with no kernel at all, the mean of each map. A size of 0 says that a
+// part is not there. Convolutions are padded by half their kernel.
 enum Setting {
   kKernel,  // of the first convolution
   kStride,
@@ -39,6 +39,7 @@ struct Layer {
   bool residual;
 
   bool is_block() const { return deep_kernel > 0; }
+  bool is_mean() const { return kernel == 0 && deep_kernel == 0; }
 };
 
 inline int64_t padded_size(int64_t size, int64_t kernel, int64_t stride) {
@@ -78,7 +79,7 @@ inline std::vector<Layer> plan_layers(const Tensor& images, const std::vector<in
     if (l.is_block()) {
       check(l.kernel == 0 || l.kernel == 1, "kernel", l.kernel, "0 or 1 before a depthwise one");
     } else {
-      check(l.kernel > 0 && l.kernel % 2 == 1, "kernel", l.kernel, "odd");
+      check(l.kernel == 0 || (l.kernel > 0 && l.kernel % 2 == 1), "kernel", l.kernel, "0 or odd");
     }
     l.stride = l.kernel > 0 ? given[kStride] : 1;
     check(l.stride >= 1 && (l.stride == 1 || !l.is_block()), "stride", l.stride,
@@ -116,6 +117,7 @@ inline std::vector<Layer> plan_layers(const Tensor& images, const std::vector<in
                       "inverted_residuals: layer ", n, " cannot be added to its input: stride ",
                       l.deep_stride, ", ", channels, " channels in and ", l.out_channels, " out");
     }
+    if (l.is_mean()) l.out_height = l.out_width = 1;
     channels = l.out_channels;
     height = l.out_height;
     width = l.out_width;

@@ -179,5 +179,5 @@ def test_tuned_networks_have_it(calls: list[int]) -> None:
     tuned = tune(plain)
     assert type(tuned.network.get_submodule("classifier")) is FusedLinears
     images = vectors(2, 3, 64, 64)
-    torch.testing.assert_close(tuned(images), plain(images), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(tuned.network(images), plain(images), rtol=1e-3, atol=1e-4)
     assert len(calls) == 2  # its blocks and its classifier

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import statistics_of_norms
 import torch
 from operator_calls import count_calls
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from anchornet_ext.models import build_backbone, residual_runs
+from anchornet_ext.models import residual_runs
 from anchornet_ext.models.norm_folding import fold_batch_norms
 from anchornet_ext.models.residual_runs import FusedSequential, fuse_inverted_residuals
 from anchornet_ext.models.tuning import tune
@@ -31,18 +32,10 @@ def images(*shape: int) -> Tensor:
 
 
 def build(name: str) -> nn.Module:
-    """With norms as a trained network has them, folded; without gradients."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = build_backbone(name, 10).eval()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(std=0.1, generator=generator)
-            module.running_var.uniform_(0.5, 2, generator=generator)
-            module.bias.data.normal_(std=0.3, generator=generator)
+    """With its norms folded."""
+    network = statistics_of_norms.build(name, 10)
     fold_batch_norms(network)
-    return network.requires_grad_(False)
+    return network
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +91,9 @@ def test_networks(name: str, runs: int, calls: list[int]) -> None:
 
 def test_tuned_networks_have_it(built: nn.Module, calls: list[int]) -> None:
     tuned = tune(built)
-    assert_same(tuned, built, images(2, 3, 70, 70))
+    assert_same(tuned.network, built, images(2, 3, 70, 70))
     assert len(calls) == 2  # its blocks and its classifier
-    assert_same(tune(tuned), built, images(2, 3, 70, 70))
+    assert_same(tune(tuned).network, built, images(2, 3, 70, 70))
     assert len(calls) == 4
 
 

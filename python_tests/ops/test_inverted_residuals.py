@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anchornet_ext import _extension, ops, reference
 from anchornet_ext._machine import using_threads
-from anchornet_ext.ops import Convolution, InvertedResidual, SqueezeExcitation
+from anchornet_ext.ops import Convolution, GlobalMean, InvertedResidual, SqueezeExcitation
 
 RUN = torch.ops.anchornet_ext.inverted_residuals.default
 MAP_ACTIVATIONS = ["none", "relu", "relu6", "hardswish", "silu"]
@@ -83,6 +83,8 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, list[Any]]:
     channels = before = draw(st.sampled_from([1, 3, 16, 23]))
     layers: list[Any] = []
     for _ in range(draw(st.integers(1, 4))):
+        if draw(st.integers(0, 5)) == 0:
+            layers.append(GlobalMean())
         if draw(st.integers(0, 3)) == 0:
             outputs, kernel, stride = (
                 draw(widths),
@@ -112,6 +114,8 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, list[Any]]:
             )
         )
         before = outputs
+    if draw(st.booleans()):
+        layers.append(GlobalMean())
     side = draw(st.sampled_from([2, 9, 40]))  # as large as maps that are made in bands
     batch = draw(st.integers(0, 9 if side < 40 else 2))
     size = draw(st.integers(1, side)), draw(st.integers(1, side))
@@ -154,6 +158,27 @@ def test_maps_that_are_made_in_bands(expanded: int | None, squeezed: int) -> Non
         weights.block(32, expanded, 24, 3, 2, "relu6", squeezed),
     ]
     assert_equals_reference(weights.draw(2, 3, 131, 140), layers)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 80])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_means_and_what_comes_after_them(threads: int, batch: int) -> None:
+    weights = Weights(7)
+    layers = [
+        weights.convolution(3, 24, 3, 2, "relu"),
+        weights.block(24, 72, 150, 5, 2, "silu", 12),
+        GlobalMean(),
+        weights.convolution(150, 200, activation="hardswish"),
+        weights.convolution(200, 70, activation="silu"),
+    ]
+    images = weights.draw(batch, 3, 19, 26)
+    packed = ops.pack_layers(layers)
+    with using_threads(threads):
+        assert_equals_reference(images, layers)
+        got = ops.inverted_residuals(images, packed)
+    with using_threads(1):
+        alone = [ops.inverted_residuals(one[None], packed) for one in images]
+    assert torch.equal(got, torch.cat(alone))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -200,7 +225,8 @@ blocks = [weights.block(21, e, 21, k, 1, a, q, residual=True)
 assert_equals_reference(weights.draw(3, 21, 11, 9), blocks)
 assert_equals_reference(weights.draw(1, 3, 97, 99), [
     weights.convolution(3, 21, 3, 2, "relu"), weights.block(21, 60, 40, 3, 2), *[
-    weights.block(40, 240, 40, 5, 1, squeezed=20, residual=True)]])
+    weights.block(40, 240, 40, 5, 1, squeezed=20, residual=True)],
+    GlobalMean(), weights.convolution(40, 90, activation="hardswish")])
 """
 
 
@@ -224,10 +250,26 @@ def test_nan_and_infinity_come_through() -> None:
         assert got[1, 0].item() == (6 if activation == "relu6" else float("inf"))
 
 
+def test_the_mean_of_nan_and_infinity() -> None:
+    layers = ops.pack_layers([GlobalMean(), Convolution(torch.eye(3)[:, :, None, None])])
+    images = torch.ones(3, 3, 2, 5)
+    images[0, 1, 1, 3] = float("nan")
+    images[1, 2, 0, 4] = float("inf")
+    got = ops.inverted_residuals(images, layers).flatten(1)
+    assert got[0].isnan().all()  # times the zeros of a matrix as well
+    assert not got[1, 2].isfinite()
+    assert torch.equal(got[2], torch.ones(3))
+
+
 def test_registered_as_it_is() -> None:
     weights = Weights(4)
     packed = ops.pack_layers(
-        [weights.convolution(3, 20, 3, 2), weights.block(20, 40, 24, 5, 2, squeezed=4)]
+        [
+            weights.convolution(3, 20, 3, 2),
+            weights.block(20, 40, 24, 5, 2, squeezed=4),
+            GlobalMean(),
+            weights.convolution(24, 7),
+        ]
     )
     images = weights.draw(2, 3, 30, 21).contiguous(memory_format=torch.channels_last)
     torch.library.opcheck(RUN, (images, packed.weights, list(packed.settings)))
@@ -255,11 +297,11 @@ def test_layers_that_do_not_fit() -> None:
             ops.pack_layers([weights.convolution(3, 8), layer])
 
     ops.pack_layers([weights.convolution(3, 8), good])
-    with pytest.raises(ValueError, match="at least one layer, got none"):
-        ops.pack_layers([])
-    refused(
-        "block", r"layers\[1\] must be a Convolution or an InvertedResidual, got str", TypeError
-    )
+    for layers in ([], [GlobalMean()]):
+        with pytest.raises(ValueError, match="at least one layer with parameters, got "):
+            ops.pack_layers(layers)
+    refused("block", r"layers\[1\] must be a Convolution, .* or a GlobalMean, got str", TypeError)
+    refused(GlobalMean, r"layers\[1\] must be .*, got type", TypeError)
     refused(weights.convolution(9, 4), r"layers\[1\].weight must be \(any, 8, .*got \(4, 9, 1, 1\)")
     refused(weights.convolution(8, 4, 2), r"kernel of layers\[1\] must be .*odd, got 2x2")
     refused(weights.convolution(8, 4, stride=0), "stride must be at least 1, got 0")

@@ -3,6 +3,7 @@
 
 #include "ops/cpu/instruction_sets.h"
 #include "ops/cpu/mbconv/depthwise.h"
+#include "ops/cpu/mbconv/mean.h"
 #include "ops/cpu/mbconv/padded_rows.h"
 #include "ops/cpu/mbconv/product.h"
 
@@ -10,23 +11,26 @@ namespace anchornet::mbconv {
 namespace {
 
 // Everything that the functions call is inlined into them and so takes their target.
-#define ANCHORNET_DEFINE_KERNELS(NAME, WIDTH, TARGET)                                        \
-  namespace NAME {                                                                           \
-  TARGET void run_product(const Product& job) { product<WIDTH>(job); }                       \
-  TARGET void run_depthwise_row(const DepthwiseRow& job) { depthwise_row<WIDTH>(job); }      \
-  TARGET void run_padded_rows(const PaddedRows& job) { padded_rows<WIDTH>(job); }            \
-  TARGET void run_scale(const float* x, const float* gate, int64_t inputs, int64_t channels, \
-                        float* y) {                                                          \
-    scale<WIDTH>(x, gate, inputs, channels, y);                                              \
-  }                                                                                          \
-  TARGET void run_activate(int64_t activation, float* x, int64_t count) {                    \
-    activate<WIDTH>(activation, x, count);                                                   \
-  }                                                                                          \
-  TARGET void run_gate(float* x, const float* gate, int64_t pixels, int64_t channels) {      \
-    apply_gate<WIDTH>(x, gate, pixels, channels);                                            \
-  }                                                                                          \
-  constexpr Kernels kKernels{WIDTH,     run_product,  run_depthwise_row, run_padded_rows,    \
-                             run_scale, run_activate, run_gate};                             \
+#define ANCHORNET_DEFINE_KERNELS(NAME, WIDTH, TARGET)                                              \
+  namespace NAME {                                                                                 \
+  TARGET void run_product(const Product& job) { product<WIDTH>(job); }                             \
+  TARGET void run_depthwise_row(const DepthwiseRow& job) { depthwise_row<WIDTH>(job); }            \
+  TARGET void run_padded_rows(const PaddedRows& job) { padded_rows<WIDTH>(job); }                  \
+  TARGET void run_scale(const float* x, const float* gate, int64_t inputs, int64_t channels,       \
+                        float* y) {                                                                \
+    scale<WIDTH>(x, gate, inputs, channels, y);                                                    \
+  }                                                                                                \
+  TARGET void run_activate(int64_t activation, float* x, int64_t count) {                          \
+    activate<WIDTH>(activation, x, count);                                                         \
+  }                                                                                                \
+  TARGET void run_gate(float* x, const float* gate, int64_t pixels, int64_t channels) {            \
+    apply_gate<WIDTH>(x, gate, pixels, channels);                                                  \
+  }                                                                                                \
+  TARGET void run_mean(const float* x, int64_t rows, int64_t pixels, int64_t channels, float* y) { \
+    mean<WIDTH>(x, rows, pixels, channels, y);                                                     \
+  }                                                                                                \
+  constexpr Kernels kKernels{WIDTH,     run_product,  run_depthwise_row, run_padded_rows,          \
+                             run_scale, run_activate, run_gate,          run_mean};                \
   }
 
 ANCHORNET_DEFINE_KERNELS(baseline, 4, )

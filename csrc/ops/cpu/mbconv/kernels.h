@@ -80,6 +80,8 @@ struct Kernels {
   void (*activate)(int64_t activation, float* x, int64_t count);
   // x (pixels, channels) in place, channel c times gate[c].
   void (*gate)(float* x, const float* gate, int64_t pixels, int64_t channels);
+  // y (channels): the mean over x (rows, pixels, channels), which is summed by rows first.
+  void (*mean)(const float* x, int64_t rows, int64_t pixels, int64_t channels, float* y);
 };
 
 // Those of `instruction_set`.

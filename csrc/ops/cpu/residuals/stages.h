@@ -59,6 +59,8 @@ struct Stage {
     return ((band - 1) * layer.stride + layer.kernel) * gathered_row();
   }
   bool gathers() const { return !layer.is_block() && (layer.kernel > 1 || layer.stride > 1); }
+  // A 1x1 convolution, whose pixels may be those of many images.
+  bool is_of_pixels() const { return layer.kernel > 0 && !layer.is_block() && !gathers(); }
   // Floats that an image needs at this layer.
   int64_t footprint() const {
     return in_size() + out_size() + (layer.is_block() ? deep_size() : 0);
@@ -96,6 +98,7 @@ inline Stage make_stage(const Layer& layer, int64_t in_pixel, int64_t width, Par
     w.conv = parts.take(layer.kernel * layer.kernel * layer.in_channels, layer.channels);
     w.conv_bias = parts.take(1, layer.channels);
   }
+  if (layer.is_mean()) return s;
   if (!layer.is_block()) {
     s.band = std::clamp<int64_t>((kBand / s.gathered_row() - layer.kernel) / layer.stride + 1, 1,
                                  layer.out_height);
@@ -125,7 +128,7 @@ inline bool shares_images(const std::vector<Stage>& stages, int64_t count, int64
   constexpr int64_t kFewPixels = 64;
   if (count < threads) return true;
   return threads > 1 && std::all_of(stages.begin(), stages.end(), [count](const Stage& s) {
-           return !s.layer.is_block() && !s.gathers() && count * s.out_pixels() <= kFewPixels;
+           return s.is_of_pixels() && count * s.out_pixels() <= kFewPixels;
          });
 }
 
