@@ -20,26 +20,43 @@ from anchornet_ext.models.gfnet.proposal import entropy, log_probability, places
 #: Section 4 of SYSTEMS' source: GMACs of GFNet with ResNet-50 at 96, inputs 1 to 5.
 PUBLISHED_RESNET50 = (0.76, 1.57, 2.38, 3.18, 3.99)
 SMALL: dict[str, Any] = {"num_exits": 3, "patch_size": 40}
-RECURRENT: dict[str, Any] = {**SMALL, "classifier_hidden": 16, "policy_hidden": 12}
+RECURRENT: dict[str, Any] = {
+    **SMALL, "recurrent": True, "policy_conv": False, "classifier_hidden": 16, "policy_hidden": 12
+}  # fmt: skip
 CASCADED: dict[str, Any] = {**SMALL, "recurrent": False, "policy_conv": True, "policy_hidden": 12}
 
 
-def small(seed: int = 0, **options: Any) -> GFNet:
+def small(seed: int = 0, backbone: str = "resnet18", **options: Any) -> GFNet:
     """In float64: a difference in the last bit must not move a patch by a pixel."""
     torch.manual_seed(seed)
-    network = GFNet("resnet18", 5, **options).double().eval().requires_grad_(False)
-    # A new actor looks at nearly the same place everywhere.
-    network.proposal.actor[0].weight.mul_(30)
+    network = GFNet(backbone, 5, **options).double().eval().requires_grad_(False)
+    # A new actor looks at the same place of all images; this one, at both steps, at places that lie
+    # well apart: what tells the steps apart does not move it, and what tells images apart much.
+    noise = torch.randn(2, 16, 3, network.patch_size, network.patch_size, dtype=torch.float64)
+    first = network.proposal(network.glance(noise[0])[0], None).hidden  # (16, H)
+    second = network.proposal(network.focus(noise[1])[0], first).hidden
+    actor = network.proposal.actor[0]
+    between = nn.functional.normalize(second.mean(0) - first.mean(0), dim=0)
+    actor.weight.sub_(actor.weight @ between[:, None] * between)
+    actor.weight.mul_(2 / actor(first).std(0)[:, None])
+    actor.bias.copy_(-actor.weight @ first.mean(0))
     return network
 
 
 @pytest.fixture(scope="module", params=[RECURRENT, CASCADED], ids=["recurrent", "cascaded"])
 def network(request: pytest.FixtureRequest) -> GFNet:
-    return small(**request.param)
+    network = small(backbone="timm/test_resnet", **request.param)
+    progress = network.begin(torch.randn(5, 3, 48, 61, dtype=torch.float64))
+    for _ in range(3):
+        progress.next_logits()
+    for step in range(2):
+        assert len(progress.top_left[:, step].unique(dim=0)) > 2
+    return network
 
 
 def test_published_cost() -> None:
-    macs = GFNet("resnet50", 1000).macs_per_exit((224, 224))
+    with torch.device("meta"):
+        macs = GFNet("resnet50", 1000).macs_per_exit((224, 224))
     assert [round(cost / 1e9, 2) for cost in macs] == list(PUBLISHED_RESNET50)
 
 
