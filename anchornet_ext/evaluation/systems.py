@@ -156,8 +156,15 @@ class TwoStageSystem:
         self._about = dict(about or {})
 
     @classmethod
-    def load(cls, folder_or_name: str | PathLike[str], device: torch.device) -> TwoStageSystem:
+    def load(
+        cls, folder_or_name: str | PathLike[str], device: torch.device, name: str | None = None
+    ) -> TwoStageSystem:
         """A saved or bundled model, tuned as `anchornet predict` runs it.
+
+        Args:
+            folder_or_name: where it is, or what a bundled one is called.
+            device: where it is to run.
+            name: what reports call it; None: by its folder.
 
         Raises:
             FileNotFoundError, ValueError: as `TwoStageClassifier.from_pretrained`.
@@ -172,7 +179,8 @@ class TwoStageSystem:
             "model": str(folder_or_name),
             "macs_per_exit_unfolded": list(classifier.macs_per_exit()),
         }
-        return cls(classifier.to(device).tuned(), f"AnchorNet ({folder.name})", digest, about)
+        name = name or f"AnchorNet ({folder.name})"
+        return cls(classifier.to(device).tuned(), name, digest, about)
 
     @property
     def class_names(self) -> Sequence[str] | None:

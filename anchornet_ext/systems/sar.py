@@ -34,9 +34,10 @@ from anchornet_ext.training.plan import Plan, Supply
 from anchornet_ext.training.sar import SARLearner, SARTask
 from anchornet_ext.training.task import Task
 
-from .common.network_system import NetworkSystem, display_name
+from .common.network_system import NetworkSystem
 from .common.recipe import Recipe
 from .common.storage import Saved
+from .common.system import display_name
 
 #: The backbones that are for images of 32 x 32.
 CIFAR_BACKBONES = ("resnet20", "resnet32", "resnet32x2")

@@ -263,6 +263,9 @@ def test_a_policy_can_be_installed(name: str, trained: Get, photos: Path, tmp_pa
     install_policy(tmp_path, policy)
     found = load_system(tmp_path, torch.device("cpu"))
     assert found.policy == policy
+    # All runs' models are in a folder of one name: two of them would be called alike.
+    assert found.name == f"{find_system(name).title} ({tmp_path.name})"
+    assert load_system(tmp_path / "model", torch.device("cpu")).name == found.name
     assert found.checksum == one.exits.checksum
     # Told where to leave, an image still leaves with the policy's temperatures.
     images = one.images(photos)[0][:4]

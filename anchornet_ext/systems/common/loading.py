@@ -16,7 +16,7 @@ from anchornet_ext.inference.storage import resolve
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
 from . import storage
-from .system import MODEL
+from .system import MODEL, display_name
 
 
 def model_folder(folder_or_name: str | PathLike[str]) -> Path:
@@ -60,7 +60,8 @@ def load_system(folder_or_name: str | PathLike[str], device: torch.device) -> Ex
     if kind == TWO_STAGE:
         # By its own name, if it is a bundled one.
         inside = folder.name == MODEL and Path(folder_or_name).name != MODEL
-        return TwoStageSystem.load(folder if inside else folder_or_name, device)
+        name = display_name("AnchorNet", folder)
+        return TwoStageSystem.load(folder if inside else folder_or_name, device, name)
     if kind == storage.FORMAT:
         return find_system(str(config.get("system"))).load(folder, device)
     raise ValueError(

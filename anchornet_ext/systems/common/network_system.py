@@ -19,7 +19,7 @@ from anchornet_ext.training.distributed import World
 from anchornet_ext.training.plan import Plan
 
 from . import storage
-from .system import MODEL, System
+from .system import MODEL, System, display_name
 
 
 class NetworkSystem(System):
@@ -125,9 +125,3 @@ class NetworkSystem(System):
     def about(self, network: Any, saved: storage.Saved) -> Mapping[str, Any]:
         """What else a report should say of the network, ready for JSON."""
         return {}
-
-
-def display_name(title: str, folder: Path) -> str:
-    """What a model is called in reports: by its system and its run."""
-    folder = folder.resolve()
-    return f"{title} ({folder.parent.name if folder.name == MODEL else folder.name})"

@@ -22,6 +22,12 @@ from .recipe import Recipe
 MODEL = "model"
 
 
+def display_name(title: str, folder: Path) -> str:
+    """What a model is called in reports: by its system and its run."""
+    folder = folder.resolve()
+    return f"{title} ({folder.parent.name if folder.name == MODEL else folder.name})"
+
+
 class System(ABC):
     """One way to classify images at a cost that differs from image to image.
 
