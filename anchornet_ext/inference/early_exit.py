@@ -17,7 +17,7 @@ from anchornet_ext.ops._calls import images_in_turn
 from anchornet_ext.policy.exit_policy import ExitPolicy
 
 from .classification import Classification, Findings, SeenPlaces
-from .exit_rules import ExitRules, exit_rules
+from .exit_rules import ExitRules, exit_rules, listed
 from .exit_state import ExitState
 from .lookahead import Lookahead, checked_lookahead, patches_together
 from .passes import (
@@ -126,7 +126,7 @@ def _planned(
     Making one takes as long as a fifth of a small network's pass over an image.
     """
     if thresholds is not None:
-        thresholds = tuple(thresholds)
+        thresholds = listed(thresholds)
     iou = classifier.iou_threshold
     key = (
         image_size,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from anchornet_ext.policy.exit_policy import ExitPolicy
+from anchornet_ext.policy.exit_policy import ExitPolicy, require_policy
 
 if TYPE_CHECKING:
     from .two_stage import Criterion, TwoStageClassifier
@@ -89,20 +89,35 @@ def chosen_policy(
     Raises:
         ValueError: thresholds that are NaN or not T - 1, a policy for another number of exits,
             `exit_at` out of 1..T, or thresholds together with `exit_at` or with a policy.
-        TypeError: `exit_at` is no integer.
+        TypeError: `exit_at` is no integer, or `thresholds` or `policy` are something else.
     """
     if thresholds is not None:
         if exit_at is not None:
             raise ValueError("give thresholds or exit_at, not both")
         if policy is not None:
             raise ValueError("give thresholds or a policy, not both: a policy has its own")
-        policy = ExitPolicy(tuple(thresholds))
+        policy = ExitPolicy(listed(thresholds))
     require_integer_or_none("exit_at", exit_at)
     if exit_at is not None and not 1 <= exit_at <= num_exits:
         raise ValueError(f"exit_at must be 1 to {num_exits}, got {exit_at}")
-    policy = policy or own or ExitPolicy.never(num_exits)
-    policy.require_exits(num_exits)
+    if policy is None:
+        policy = own or ExitPolicy.never(num_exits)
+    require_policy(policy, num_exits)
     return policy
+
+
+def listed(thresholds: Sequence[float]) -> tuple[float, ...]:
+    """
+    Raises:
+        TypeError: `thresholds`, one number for all exits say, is no sequence.
+    """
+    try:
+        return tuple(thresholds)
+    except TypeError:
+        raise TypeError(
+            "thresholds must be a sequence, a number for each exit but the last, "
+            f"got {thresholds!r}"
+        ) from None
 
 
 def require_integer_or_none(name: str, value: object) -> None:

@@ -16,8 +16,9 @@ from anchornet_ext.models.macs import count_macs
 from anchornet_ext.models.resizing import bicubic_square
 from anchornet_ext.models.tuning import tune
 from anchornet_ext.ops import resize_images
-from anchornet_ext.policy.exit_policy import ExitPolicy
+from anchornet_ext.policy.exit_policy import ExitPolicy, require_policy
 
+from .exit_rules import listed
 from .lookahead import Lookahead
 from .module_tree import ModuleTree
 
@@ -142,14 +143,15 @@ class TwoStageClassifier(nn.Module):
     def policy(self) -> ExitPolicy | None:
         """When images leave and with which answer; None lets no image leave early.
 
-        Setting it raises ValueError if the policy is for another number of exits.
+        Setting it raises ValueError if the policy is for another number of exits, TypeError if it
+        is none, but the name of its file, say.
         """
         return self._policy
 
     @policy.setter
     def policy(self, policy: ExitPolicy | None) -> None:
         if policy is not None:
-            policy.require_exits(self.num_exits)
+            require_policy(policy, self.num_exits)
         self._policy = policy
 
     @property
@@ -173,7 +175,7 @@ class TwoStageClassifier(nn.Module):
         Raises:
             ValueError: there are not T - 1 of them, or one is NaN.
         """
-        policy = ExitPolicy(tuple(thresholds))
+        policy = ExitPolicy(listed(thresholds))
         policy.require_exits(self.num_exits)
         return policy.thresholds
 

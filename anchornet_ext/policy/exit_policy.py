@@ -162,6 +162,18 @@ class ExitPolicy:
             raise ValueError(f"{path}: {error}") from error
 
 
+def require_policy(policy: object, num_exits: int) -> None:
+    """
+    Raises:
+        TypeError: `policy` is no ExitPolicy, but the name of its file, say.
+        ValueError: it is for another number of exits than `num_exits`.
+    """
+    if not isinstance(policy, ExitPolicy):
+        hint = "; ExitPolicy.load reads a file" if isinstance(policy, (str, PathLike)) else ""
+        raise TypeError(f"policy must be an ExitPolicy, got {policy!r}{hint}")
+    policy.require_exits(num_exits)
+
+
 def _numbers(name: str, values: Iterable[float]) -> tuple[float, ...]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a sequence of numbers, got {values!r}")

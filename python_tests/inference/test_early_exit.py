@@ -491,6 +491,16 @@ def test_wrong_policies_are_refused() -> None:
         tiny_classifier().classify(images, policy=ExitPolicy((0.5, 0.5)))
     with pytest.raises(ValueError, match="thresholds or a policy, not both"):
         tiny_classifier().classify(images, (0.5,) * 4, policy=ExitPolicy((0.5,) * 4))
+    with pytest.raises(TypeError, match=r"an ExitPolicy, got 'a\.json'; ExitPolicy\.load reads a"):
+        tiny_classifier().classify(images, policy="a.json")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"an ExitPolicy, got \(0\.5, 0\.5\)$"):
+        tiny_classifier().policy = (0.5, 0.5)  # type: ignore[assignment]
+    for wrong in (
+        lambda model: model.classify(images, 0.5),
+        lambda model: [*model.stream(images, thresholds=0.5)],
+    ):
+        with pytest.raises(TypeError, match=r"a sequence, a number for each exit .*, got 0\.5"):
+            wrong(tiny_classifier())
 
 
 def test_networks_of_other_classes_are_refused() -> None:
