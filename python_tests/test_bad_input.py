@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -153,6 +154,9 @@ def test_what_predict_cannot_take_is_said(given: Path, anchornet: Command) -> No
     assert f"it is of a run, whose model is in {run / 'model'}\n" in said(run)
     (run / "model" / "config.json").write_text("no JSON")
     assert "two-stage classifier\n" in said(run)
+    shutil.rmtree(run / "model")
+    (run / "config.json").write_text('{"stages": {}}')
+    assert "a run that is not finished; go on with `anchornet train --resume`\n" in said(run)
 
 
 @pytest.mark.parametrize("command", ["train", "predict"])

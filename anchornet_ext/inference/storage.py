@@ -187,6 +187,8 @@ def _what_else(folder: Path, config: Any) -> str:
     try:
         config = json.loads((model / CONFIG).read_bytes())
     except (OSError, ValueError):
+        if isinstance(config, dict) and "stages" in config and not model.exists():
+            return ", but a run that is not finished; go on with `anchornet train --resume`"
         return ""
     if system := _system_of(config):
         return other.format("run", system, folder)
