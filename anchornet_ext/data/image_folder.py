@@ -146,6 +146,14 @@ def split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Sample
     return build(kept), build(moved)
 
 
+def class_roots(folder: Path) -> list[Path]:
+    """Where the folders of classes are: train/ and val/ in `folder`, train/ alone, or `folder`."""
+    train, val = folder / "train", folder / "val"
+    if train.is_dir() and val.is_dir():
+        return [train, val]
+    return [train if train.is_dir() else folder]
+
+
 def find_training_images(
     folder: str | PathLike[str], val_fraction: float | None = None, seed: int = 0
 ) -> tuple[Samples, Samples]:
@@ -162,19 +170,18 @@ def find_training_images(
     """
     folder = Path(folder)
     class_folders(folder)  # says that the folder is missing rather than that train/ is
-    train, val = folder / "train", folder / "val"
-    if train.is_dir() and val.is_dir():
+    train, *val = class_roots(folder)
+    if val:
         if val_fraction is not None:
             raise ValueError(
                 f"{str(folder)!r} has a val folder: a validation fraction ({val_fraction}) would "
                 "be ignored"
             )
         samples = scan(train)
-        return samples, scan(val, samples.class_names, allow_empty_classes=True)
-    root = train if train.is_dir() else folder
+        return samples, scan(val[0], samples.class_names, allow_empty_classes=True)
     if val_fraction is None:
         raise ValueError(
             f"{str(folder)!r} has no train and val folders; give a validation fraction "
             "(--val-fraction) to split a folder of classes"
         )
-    return split(scan(root), val_fraction, seed)
+    return split(scan(train), val_fraction, seed)

@@ -20,7 +20,12 @@ import torch
 from anchornet_ext._arguments import count, nonempty_path, positive, seconds, threads, usable_cores
 from anchornet_ext._files import require_folder
 from anchornet_ext._options import need, read_options, to_json
-from anchornet_ext.data.image_folder import Samples, find_training_images, sizes_digest
+from anchornet_ext.data.image_folder import (
+    Samples,
+    class_roots,
+    find_training_images,
+    sizes_digest,
+)
 from anchornet_ext.data.sources import CachedSource, FileSource
 from anchornet_ext.data.transforms import Preprocessing
 from anchornet_ext.systems import System
@@ -157,6 +162,7 @@ def run(args: argparse.Namespace) -> int:
         torch.backends.cudnn.benchmark = True
     with join_world(args.device) as world:
         train, val = find_training_images(args.data, args.val_fraction, args.seed)
+        _require_classes(args, train)
         plan = _plan(args, train)
         system: System = args.chosen
         stages = args.stages or system.stages_to_run(plan.options)
@@ -290,6 +296,9 @@ def _train(
     log: RunLog,
 ) -> None:
     _record(args, plan, stages, world, log, len(train), len(val))
+    if unseen := sorted(set(range(plan.num_classes)) - set(val.labels)):
+        names = [val.class_names[label] for label in unseen[:5]] + ["..."] * (len(unseen) > 5)
+        log.line(f"no validation images of {len(unseen)} classes: {', '.join(names)}")
     photos = [_open(args, samples, name, log) for name, samples in (("train", train), ("val", val))]
     supply = Supply(photos[0], photos[1], world, log)
     options = LoopOptions(
@@ -325,6 +334,29 @@ def _train(
         else:
             log.line(f"the classifier is in {plan.run / MODEL}")
     world.barrier()
+
+
+def _require_classes(args: argparse.Namespace, train: Samples) -> None:
+    """
+    Raises:
+        ValueError: there is one class only, or the run would lie where the folders of classes are.
+    """
+    roots = class_roots(args.data)
+    if len(train.class_names) < 2:
+        raise ValueError(
+            f"{str(roots[0])!r} has one class, {train.class_names[0]!r}, and so nothing to tell "
+            "apart: each folder in it is a class"
+        )
+    for root in roots:
+        try:
+            below = args.out.resolve().relative_to(root.resolve())
+        except ValueError:
+            continue
+        if not any(part.startswith(".") for part in below.parts[:1]):
+            raise ValueError(
+                f"--out {str(args.out)!r} is among the classes in {str(root)!r} and would be taken "
+                "for one of them when the run is resumed"
+            )
 
 
 def _open(args: argparse.Namespace, samples: Samples, name: str, log: RunLog) -> Photos:

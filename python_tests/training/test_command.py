@@ -214,6 +214,40 @@ def test_bad_folders_are_named(photos: Path, tmp_path: Path, anchornet: Command)
     assert (done.returncode, "--val-fraction" in done.stderr) == (2, True)
 
 
+def test_a_single_class_is_refused(photos: Path, tmp_path: Path, anchornet: Command) -> None:
+    """As where --data is one folder too high: it would be told apart perfectly."""
+    (tmp_path / "all").mkdir()
+    shutil.copytree(photos / "train", tmp_path / "all" / "photos")
+    run = tmp_path / "run"
+    done = anchornet(*train(tmp_path / "all", run, "--val-fraction", 0.3))
+    assert done.returncode == 2
+    assert f"{str(tmp_path / 'all')!r} has one class, 'photos'" in done.stderr
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("place", ["", "run", "runs/first"])
+def test_a_run_among_the_classes_is_refused(
+    photos: Path, tmp_path: Path, anchornet: Command, place: str
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photos / "train", data)
+    done = anchornet(*train(data, data / place, "--val-fraction", 0.3))
+    assert done.returncode == 2
+    assert f"--out {str(data / place)!r} is among the classes in {str(data)!r}" in done.stderr
+
+
+def test_classes_that_are_never_validated_are_told(
+    photos: Path, tmp_path: Path, anchornet: Command
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    gone = sorted((data / "val").iterdir())[1]
+    shutil.rmtree(gone)
+    done = anchornet(*train(data, data / "run", "--stages", "backbone", "--backbone-epochs", 0))
+    assert done.returncode == 0, done.stderr
+    assert f"no validation images of 1 classes: {gone.name}\n" in done.stderr + done.stdout
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
