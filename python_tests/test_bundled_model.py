@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import in_this_process
 
 from anchornet_ext import AnchorNet, TwoStageClassifier, count_macs
 
@@ -37,15 +36,11 @@ def test_costs_are_counted_from_the_networks_that_ship(model: TwoStageClassifier
     assert model.classify(torch.zeros(1, 3, 224, 224), exit_at=1).macs.tolist() == [expected[0]]
 
 
-def test_predict_classifies_the_example_photos_with_it() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "anchornet_ext.cli", "predict", str(PHOTOS), "--json"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=True,
-    )
-    answers = [json.loads(line) for line in run.stdout.splitlines()]
+def test_predict_classifies_the_example_photos_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with in_this_process(capsys, "predict") as run:
+        done = run(PHOTOS, "--json")
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(answers) == 14
     # File names are <class>_<number>.webp. Ten are right; a few may turn with another torch.
     right = [a["label"].lower() == Path(a["photo"]).stem.rpartition("_")[0] for a in answers]

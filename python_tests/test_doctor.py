@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import in_this_process
 
 import anchornet_ext
 from anchornet_ext import _extension, doctor, ops, self_check
@@ -46,8 +47,9 @@ def test_a_working_installation() -> None:
     assert checked == {(name, device) for name in self_check.CHECKS for device in devices}
 
 
-def test_the_text_names_versions_kernels_and_checks() -> None:
-    result = run_doctor()
+def test_the_text_names_versions_kernels_and_checks(capsys: pytest.CaptureFixture[str]) -> None:
+    with in_this_process(capsys, "doctor") as run:
+        result = run()
     assert result.returncode == 0, result.stdout
     lines = result.stdout.splitlines()
     assert any(line.split() == ["torch", torch.__version__] for line in lines)

@@ -80,14 +80,18 @@ def file_of(script: ModuleType, counts: dict[str, int]) -> dict[str, object]:
     }
 
 
-def test_compares_files(script: ModuleType, tmp_path: Path) -> None:
+def test_compares_files(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     new, old = tmp_path / "new.json", tmp_path / "old.json"
     new.write_text(json.dumps(file_of(script, {"NCHW": 600, "NHWC": 400})))
     old.write_text(json.dumps({**file_of(script, {"NCHW": 800, "bytes": 2}), "compiler": "Clang"}))
-    path = Path(script.__file__)
-    command = [sys.executable, str(path), "--show", str(new), "--compare", str(old)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    lines = [line.split() for line in done.stdout.splitlines()]
+    monkeypatch.setattr(sys, "argv", ["counts", "--show", str(new), "--compare", str(old)])
+    script.main()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert "AVX2," in lines[0]
     assert ["before:", "compiler", "Clang"] in lines
     assert ["NCHW", "300", "60.00", "400", "0.750"] in lines
