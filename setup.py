@@ -29,6 +29,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -36,6 +37,8 @@ ROOT = Path(__file__).resolve().parent
 # Ampere to Hopper as machine code, and the last as PTX for whatever comes after.
 DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"
 INSTALL = "pip install --no-build-isolation ."
+# As in pyproject.toml, which pip does not compare without build isolation.
+OLDEST_SETUPTOOLS = 77
 
 
 class Cuda(NamedTuple):
@@ -226,7 +229,15 @@ class CMakeBuild(build_ext):
         run([*install, "--prefix", str(destination)], "installation")
 
 
+def require_setuptools(version: str) -> None:
+    """Those that came with Python 3.10 and 3.11 do not know `license` as pyproject.toml has it."""
+    if int(version.split(".")[0]) < OLDEST_SETUPTOOLS:
+        needed = f"setuptools>={OLDEST_SETUPTOOLS}"
+        raise fail(f"setuptools {version} is too old; run: pip install '{needed}', then: {INSTALL}")
+
+
 if __name__ == "__main__":
+    require_setuptools(setuptools.__version__)
     setup(
         ext_modules=[Extension("anchornet_ext._C", sources=[])], cmdclass={"build_ext": CMakeBuild}
     )

@@ -259,6 +259,18 @@ def test_a_failing_step_is_one_sentence_without_a_traceback(build: ModuleType) -
     build.run([sys.executable, "-c", "pass"], "compilation")
 
 
+def test_setuptools_that_cannot_read_the_project_is_named(build: ModuleType) -> None:
+    """pip compares no versions without build isolation, and its error is of 90 lines."""
+    with pytest.raises(
+        SystemExit, match=r"setuptools 65\.5\.0 is too old; run: pip install 'setup"
+    ):
+        build.require_setuptools("65.5.0")
+    build.require_setuptools("77.0.3.post1")
+    needed = f'"setuptools>={build.OLDEST_SETUPTOOLS}"'
+    for place in ("pyproject.toml", "Makefile", "README.md", "docs/install.md"):
+        assert needed in (ROOT / place).read_text(), place
+
+
 def test_setup_runs_as_pip_runs_it() -> None:
     """`python setup.py --version` goes through setup() and reads the version without torch."""
     output = subprocess.run(
