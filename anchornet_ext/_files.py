@@ -62,6 +62,14 @@ def write_whole(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def in_words(error: Exception) -> str:
+    """What to tell of an error; of one of the system's, which file and what without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        # No file is named where what is printed goes to one on a full disk.
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def require_folder(folder: Path, flag: str) -> None:
     """Makes sure that results can be written into a folder, which need not be there yet.
 

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ._files import in_words
 from ._version import __version__
 
 # subcommand -> (module, one-line help). The module has run(args) -> exit status and
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"anchornet: error: there is not enough memory. {error}".rstrip(), file=sys.stderr)
         return 2
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"anchornet: error: {_said(error)}", file=sys.stderr)
+        print(f"anchornet: error: {in_words(error)}", file=sys.stderr)
         return 2
     return status
 
@@ -96,14 +97,6 @@ def _is_lack_of_memory(error: Exception) -> bool:
     """Python's error, CUDA's, or what torch says on a CPU."""
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return known or "can't allocate memory" in str(error)
-
-
-def _said(error: Exception) -> str:
-    """What to tell of an error; of one of the system's, which file and what without its number."""
-    if isinstance(error, OSError) and error.strerror:
-        # No file is named where what is printed goes to one on a full disk.
-        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    return str(error)
 
 
 if __name__ == "__main__":

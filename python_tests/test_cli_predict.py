@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -283,6 +284,16 @@ def test_one_argument_that_matches_nothing_is_a_failure(
     assert "z*.png: nothing matches" in err
     assert "1 photo: 1 after input 5" in out
     assert "1 could not be classified" in out
+
+
+def test_a_link_to_nowhere_is_told_like_any_other_file(
+    tmp_path: Path, model: Path, in_process: Command
+) -> None:
+    photo = tmp_path / "gone.jpg"
+    photo.symlink_to(tmp_path / "nowhere.jpg")
+    done = in_process(photo, "--model", model)
+    assert done.returncode == 1
+    assert f"anchornet predict: {photo}: {os.strerror(errno.ENOENT)}\n" in done.stderr
 
 
 def test_elongated_photos_are_refused(tmp_path: Path, model: Path, in_process: Command) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import warnings
 from os import PathLike
 from pathlib import Path
@@ -31,14 +32,17 @@ def read_photo(path: str | PathLike[str]) -> Image.Image:
     - Of an animation it is the first frame.
 
     Raises:
-        ValueError: the file is not a picture, is empty, a folder, cut short or broken, or has more
-            pixels than Pillow's limit against decompression bombs. The message names the file.
+        ValueError: the file is not a picture, is empty, a folder or a pipe, cut short or broken, or
+            has more pixels than Pillow's limit against decompression bombs. The message names it.
         FileNotFoundError, PermissionError: the file cannot be opened.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a photo")
-    if path.stat().st_size == 0:
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):  # a pipe, say, which would be waited for
+        raise ValueError(f"{path} is not a regular file")
+    if about.st_size == 0:
         raise ValueError(f"{path} is empty")
     try:
         with warnings.catch_warnings():

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from anchornet_ext._arguments import nonempty_path, positive, threads
-from anchornet_ext._files import require_folder, write_whole
+from anchornet_ext._files import in_words, require_folder, write_whole
 from anchornet_ext.data.crop_geometry import CropGeometry
 from anchornet_ext.data.photos import PHOTO_SUFFIXES, read_photo
 from anchornet_ext.data.transforms import to_uint8_tensor
@@ -172,7 +172,8 @@ def run(args: argparse.Namespace) -> int:
         for result in results:
             if result.found is None:
                 failures += 1
-                _complain(str(result.error))
+                assert result.error is not None
+                _complain(in_words(result.error))
                 continue
             photo: Photo = result.key
             prediction = prediction_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -210,6 +211,9 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
         read_photo(tmp_path / "text.png")
     with pytest.raises(ValueError, match=r"folder\.png is a folder"):
         read_photo(tmp_path / "folder.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe\.png is not a regular file"):
+        read_photo(tmp_path / "pipe.png")
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):
         read_photo(tmp_path / "missing.png")
 
