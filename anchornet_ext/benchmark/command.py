@@ -14,8 +14,7 @@ import torch
 from anchornet_ext import _extension
 from anchornet_ext._arguments import argument, nonempty_path, positive, threads
 from anchornet_ext._files import require_file
-from anchornet_ext._machine import using_threads
-from anchornet_ext.training.distributed import pick_device
+from anchornet_ext._machine import pick_device, using_threads
 
 from .compare import compare, describe
 from .environment import Environment

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from anchornet_ext._arguments import nonempty_path, positive, threads
 from anchornet_ext._files import in_words, require_folder, write_whole
+from anchornet_ext._machine import pick_device
 from anchornet_ext.data.crop_geometry import CropGeometry
 from anchornet_ext.data.photos import PHOTO_SUFFIXES, read_photo
 from anchornet_ext.data.transforms import to_uint8_tensor
 from anchornet_ext.policy.exit_policy import ExitPolicy
-from anchornet_ext.training.distributed import pick_device
 
 from .overlay import draw_overlay
 from .prediction import Prediction, explain, prediction_of

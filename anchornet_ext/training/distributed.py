@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from anchornet_ext._machine import pick_device
+
 
 @dataclass(frozen=True)
 class World:
@@ -43,32 +45,6 @@ class World:
         """Waits for every process."""
         if self.size > 1:
             dist.barrier()
-
-
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device called `name`; "auto" is CUDA where there is one, else the CPU.
-
-    Raises:
-        ValueError: the name is no device that the package runs on, or there is no such one.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name!r} is none of auto, cpu, cuda, cuda:1, ...") from error
-    if device.type == "cpu":
-        return torch.device("cpu")
-    if device.type != "cuda":
-        raise ValueError(f"--device {name!r}: only the CPU and CUDA devices are supported")
-    if not torch.cuda.is_available():
-        raise ValueError(f"--device {name!r} was asked for, but torch sees no CUDA device")
-    device = torch.device("cuda", local_rank if device.index is None else device.index)
-    if (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"--device {name!r}: torch sees {torch.cuda.device_count()} CUDA device(s)"
-        )
-    return device
 
 
 @contextmanager
