@@ -18,6 +18,7 @@ from anchornet_ext.models.tuning import tune
 from anchornet_ext.ops import resize_images
 from anchornet_ext.policy.exit_policy import ExitPolicy, require_policy
 
+from .early_exit import classify
 from .exit_rules import listed
 from .lookahead import Lookahead
 from .module_tree import ModuleTree
@@ -312,8 +313,6 @@ class TwoStageClassifier(nn.Module):
         lookahead: Lookahead = 1,
     ) -> Classification:
         """Algorithm 1 for a batch, every image costing only what it needs. See `early_exit`."""
-        from .early_exit import classify
-
         return classify(self, images, thresholds, exit_at, policy=policy, lookahead=lookahead)
 
     def stream(self, source: Iterable[Any], **options: Any) -> Generator[StreamResult, None, None]:
