@@ -5,7 +5,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -55,6 +57,28 @@ class Solver {
     return function();
   }
 
+  // What is sorted, searched and clamped has to be in an order, which NaN is not.
+  static void require_order(const Doubles& confidence, const Doubles& cost) {
+    const auto is_nan = [](double value) { return std::isnan(value); };
+    if (std::any_of(confidence.data(), confidence.data() + confidence.size(), is_nan)) {
+      throw std::invalid_argument("confidence has NaN");
+    }
+    const double *const first = cost.data(), *const end = first + cost.size();
+    if (!std::all_of(first, end, [](double value) { return std::isfinite(value); }) ||
+        !std::is_sorted(first, end)) {
+      throw std::invalid_argument("cost must be finite and not fall from exit to exit");
+    }
+  }
+
+  // A policy within it exists: the one by which all images leave at once.
+  void require_budget(double budget) const {
+    if (!(budget >= table_->cost(0))) {
+      throw std::invalid_argument("budget must be at least the cheapest exit's cost " +
+                                  std::to_string(table_->cost(0)) + ", got " +
+                                  std::to_string(budget));
+    }
+  }
+
  public:
   Solver(const Doubles& confidence, const Bytes& correct, const Doubles& cost,
          const std::string& method) {
@@ -66,6 +90,7 @@ class Solver {
         cost.shape(0) != confidence.shape(1)) {
       throw std::invalid_argument("expected confidence and correct (N, T) and cost (T)");
     }
+    require_order(confidence, cost);
     const py::gil_scoped_release unlock;
     table_ = std::make_unique<ep::Table>(confidence.data(), correct.data(), cost.data(),
                                          confidence.shape(0), confidence.shape(1));
@@ -73,6 +98,7 @@ class Solver {
   }
 
   py::tuple within(double budget) {
+    require_budget(budget);
     return as_tuple(without_lock([&] { return fitter_->within(budget); }));
   }
 
@@ -91,6 +117,7 @@ class Solver {
   }
 
   py::list curve(const std::vector<double>& budgets) {
+    for (const double budget : budgets) require_budget(budget);
     py::list result;
     for (const auto& point : without_lock([&] { return fitter_->curve(budgets); })) {
       result.append(as_tuple(point));

@@ -448,3 +448,22 @@ def test_the_solver_itself_refuses_arrays_that_do_not_fit_together() -> None:
         _C.ThresholdSolver(good[0].astype(np.float32), *good[1:], "search")
     with pytest.raises(ValueError, match="one threshold"):
         _C.ThresholdSolver(*good, "search").evaluate([0.5, 0.5])
+    with pytest.raises(ValueError, match="confidence has NaN"):
+        _C.ThresholdSolver(np.full((3, 2), np.nan), *good[1:], "search")
+    for cost in ([2.0, 1.0], [1.0, np.inf], [np.nan, 1.0]):
+        with pytest.raises(ValueError, match="cost must be finite"):
+            _C.ThresholdSolver(*good[:2], np.array(cost), "geometric")
+
+
+@pytest.mark.parametrize("method", ["search", "geometric"])
+@pytest.mark.parametrize("budget", [0.5, np.nan, -np.inf])
+def test_the_solver_itself_refuses_budgets_that_nothing_meets(method: str, budget: float) -> None:
+    from anchornet_ext import _C
+
+    solver = _C.ThresholdSolver(
+        np.ones((3, 2)), np.ones((3, 2), np.uint8), np.array([1.0, 2.0]), method
+    )
+    with pytest.raises(ValueError, match=f"cheapest exit's cost 1.0*, got {budget}"):
+        solver.within(budget)
+    with pytest.raises(ValueError, match=f"got {budget}"):
+        solver.curve([1.5, budget])
