@@ -14,6 +14,8 @@
 #include <initializer_list>
 #include <string>
 
+#include "common/sizes.h"
+
 namespace anchornet {
 
 using torch::stable::Tensor;
@@ -44,6 +46,7 @@ inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> size
   constexpr size_t kMost = 4;
   const size_t dims = sizes.size();
   STD_TORCH_CHECK(dims <= kMost, "new_tensor: at most ", kMost, " dimensions, got ", dims);
+  check_count("new_tensor", "a result", sizes);
   const int64_t* const size = sizes.begin();
   int64_t strides[kMost];
   if (channels_last) {
@@ -63,6 +66,26 @@ inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> size
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(dims), size, strides,
                                                          code, device_type, device_index, &made));
   return Tensor(made);
+}
+
+// The stride of a dimension. That of a single entry can be any number and is never used: 0 where
+// its bytes would leave 64 bits.
+inline int64_t stride_of(const Tensor& t, int64_t dimension) {
+  const int64_t stride = t.stride(dimension);
+  return stride <= kMostElements ? stride : 0;
+}
+
+// Whether (B, C, H, W) lies as torch.channels_last has it; not where it has more than kMostElements
+// or would have them with a batch of one. The strides of dimensions of one entry mean nothing.
+inline bool has_channels_last(const Tensor& t) {
+  int64_t expected = 1;
+  bool is_empty = false;
+  for (const int d : {1, 3, 2, 0}) {
+    if (t.size(d) != 1 && t.stride(d) != (is_empty ? 0 : expected)) return false;
+    is_empty = is_empty || t.size(d) == 0;
+    if (!multiply_count(expected, t.size(d))) return false;
+  }
+  return true;
 }
 
 // The dispatcher sends a call with one CUDA tensor to the CUDA kernel, whatever the others are.

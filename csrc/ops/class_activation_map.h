@@ -32,6 +32,8 @@ inline void check_arguments(const Tensor& features, const Tensor& weight,
   STD_TORCH_CHECK(class_index.scalar_type() == ScalarType::Long,
                   "class_activation_map: class_index must be int64, got ",
                   toString(class_index.scalar_type()));
+  check_count("class_activation_map", "features",
+              {features.size(0), features.size(1), features.size(2), features.size(3)});
   check_same_device("class_activation_map", "weight", weight, "features", features);
   check_same_device("class_activation_map", "class_index", class_index, "features", features);
   STD_TORCH_CHECK(weight.size(0) > 0 || features.size(0) == 0,

@@ -64,6 +64,8 @@ inline Plan plan_cells(const Tensor& cells, const std::optional<Tensor>& neighbo
   STD_TORCH_CHECK(cells.dim() == 4 && cells.size(1) > 0 && cells.size(2) > 0 && cells.size(3) > 0,
                   "convolve_cells: cells must be (R, h, w, C) with pixels and channels, got shape ",
                   shape_of(cells));
+  check_count("convolve_cells", "a neighbourhood",
+              {9, cells.size(1), cells.size(2), cells.size(3)});
   Plan p{};
   p.sources = cells.size(0);
   p.height = cells.size(1);

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <optional>
 #include <vector>
 
@@ -14,10 +13,6 @@ namespace anchornet::maps {
 // Outputs lie in panels of so many columns; the last panel is as wide as it must be, in whole
 // vectors of the widest kind.
 constexpr int64_t kPanel = 64, kStep = 16;
-
-// Of a kernel, stride, padding or dilation, and of the pixels of a result, so that no sum or
-// product of them overflows.
-constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
 
 enum Activation : int64_t { kNone = 0, kRelu = 1 };
 
@@ -41,16 +36,6 @@ struct Plan {
   int64_t in_pixels() const { return height * width; }
   int64_t out_pixels() const { return out_height * out_width; }
 };
-
-inline bool has_channels_last(const Tensor& t) {
-  // The strides of dimensions of one entry mean nothing.
-  int64_t expected = 1;
-  for (const int d : {1, 3, 2, 0}) {
-    if (t.size(d) != 1 && t.stride(d) != expected) return false;
-    expected *= t.size(d);
-  }
-  return true;
-}
 
 // Whether `size` entries are p's weights, of which nothing but the signs is known: no product of
 // theirs is computed before it is known to fit.
@@ -93,7 +78,7 @@ inline Plan plan_maps(const Tensor& maps, const Tensor& weight, const std::optio
                {"padding", padding, 0},
                {"dilation", dilation, 1}};
   for (const auto& pair : pairs) {
-    const auto fits = [&](int64_t value) { return value >= pair.least && value <= kMost; };
+    const auto fits = [&](int64_t value) { return value >= pair.least && value <= kMostSize; };
     STD_TORCH_CHECK(pair.values.size() == 2 && fits(pair.values[0]) && fits(pair.values[1]),
                     "convolve_maps: ", pair.name, " must be two numbers of at least ", pair.least,
                     " and below 2^31");
@@ -115,8 +100,8 @@ inline Plan plan_maps(const Tensor& maps, const Tensor& weight, const std::optio
                   padding[0], " and ", padding[1]);
   p.out_height = places(0, p.height);
   p.out_width = places(1, p.width);
-  STD_TORCH_CHECK(p.out_height <= kMost / p.out_width, "convolve_maps: a result of ", p.out_height,
-                  "x", p.out_width, " pixels is more than it can take");
+  STD_TORCH_CHECK(p.out_height <= kMostSize / p.out_width, "convolve_maps: a result of ",
+                  p.out_height, "x", p.out_width, " pixels is more than it can take");
   STD_TORCH_CHECK(weight.scalar_type() == type && weight.is_contiguous() && weight.dim() == 1 &&
                       outputs > 0 && holds(weight.size(0), p),
                   "convolve_maps: weight must be packed as one row for ", outputs,

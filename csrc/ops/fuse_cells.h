@@ -49,6 +49,8 @@ inline Fusion plan_fusion(const Tensor& base, const Tensor& cells, const Tensor&
                  slots.size(1), slots.size(2), slots.size(3)};
   STD_TORCH_CHECK(f.base_height > 0 && f.base_width > 0 && f.channels > 0,
                   "fuse_cells: base must have pixels and channels, got shape ", shape_of(base));
+  check_count("fuse_cells", "the groups", {f.share, f.groups});
+  check_count("fuse_cells", "a group's map", {f.rows, f.cell_height, f.columns, f.cell_width});
   STD_TORCH_CHECK(f.share * f.groups == f.channels && slots.size(0) == f.batch,
                   "fuse_cells: ", f.groups, " groups of ", f.share,
                   " channels do not make the base's shape ", shape_of(base));

@@ -35,8 +35,16 @@ inline Gather plan_gather(const Tensor& images, const Tensor& image_index, const
   check_place_tensors("gather_patches", image_index, top_left, images, images.size(0));
   const Bounds bounds{images.size(0), images.size(2), images.size(3), patch_height, patch_width};
   check_bounds("gather_patches", bounds, top_left.size(0));
-  return {bounds,           top_left.size(0), images.size(1),   images.stride(0),
-          images.stride(1), images.stride(2), images.stride(3), channels_last};
+  check_count("gather_patches", "patches",
+              {top_left.size(0), images.size(1), patch_height, patch_width});
+  return {bounds,
+          top_left.size(0),
+          images.size(1),
+          stride_of(images, 0),
+          stride_of(images, 1),
+          stride_of(images, 2),
+          stride_of(images, 3),
+          channels_last};
 }
 
 inline Tensor empty_patches(const Gather& gather, const Tensor& images, ScalarType dtype) {

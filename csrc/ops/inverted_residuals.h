@@ -1,6 +1,7 @@
 // inverted_residuals: the checks of the arguments and the shapes that follow from them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -46,6 +47,20 @@ inline int64_t padded_size(int64_t size, int64_t kernel, int64_t stride) {
   return (size + kernel / 2 * 2 - kernel) / stride + 1;
 }
 
+// Throws where a layer's maps, filled up to whole vectors and with borders, or the rows that a
+// convolution gathers have more elements than can be.
+inline void check_layer(const Layer& l, int64_t batch) {
+  constexpr const char* kOp = "inverted_residuals";
+  constexpr int64_t kBorders = 4, kVector = 16;
+  const auto filled_up = [](int64_t channels) { return channels + kVector; };
+  check_count(kOp, "a convolution", {l.kernel, l.kernel, l.in_channels, filled_up(l.channels)});
+  check_count(kOp, "rows", {std::max(l.kernel, l.stride), l.in_width + l.kernel, l.in_channels});
+  check_count(kOp, "a map",
+              {batch, l.height + kBorders, l.width + kBorders, filled_up(l.channels)});
+  check_count(kOp, "a map", {batch, l.out_height, l.out_width, filled_up(l.out_channels)});
+  check_count(kOp, "a layer", {batch, filled_up(l.squeezed)});
+}
+
 // Throws on anything that is wrong; then says what each layer does.
 inline std::vector<Layer> plan_layers(const Tensor& images, const std::vector<int64_t>& settings) {
   using mbconv::kActivations;
@@ -54,6 +69,9 @@ inline std::vector<Layer> plan_layers(const Tensor& images, const std::vector<in
   STD_TORCH_CHECK(
       images.dim() == 4 && images.size(1) > 0 && images.size(2) > 0 && images.size(3) > 0,
       "inverted_residuals: images must be (B, C, H, W), got shape ", shape_of(images));
+  STD_TORCH_CHECK(has_channels_last(images),
+                  "inverted_residuals: images must be in channels_last, got shape ",
+                  shape_of(images));
   STD_TORCH_CHECK(images.scalar_type() == ScalarType::Float,
                   "inverted_residuals: images must be float32, got ",
                   toString(images.scalar_type()));
@@ -62,6 +80,7 @@ inline std::vector<Layer> plan_layers(const Tensor& images, const std::vector<in
                   int64_t{kSettings}, " settings for each of at least one layer, got ", count);
   std::vector<Layer> layers;
   int64_t channels = images.size(1), height = images.size(2), width = images.size(3);
+  const auto is_size = [](int64_t value) { return value >= 1 && value <= kMostSize; };
   for (int64_t n = 0; n < count / kSettings; ++n) {
     const int64_t* const given = &settings[n * kSettings];
     const auto check = [&](bool good, const char* name, int64_t value, const char* expected) {
@@ -79,13 +98,14 @@ inline std::vector<Layer> plan_layers(const Tensor& images, const std::vector<in
     if (l.is_block()) {
       check(l.kernel == 0 || l.kernel == 1, "kernel", l.kernel, "0 or 1 before a depthwise one");
     } else {
-      check(l.kernel == 0 || (l.kernel > 0 && l.kernel % 2 == 1), "kernel", l.kernel, "0 or odd");
+      check(l.kernel == 0 || (is_size(l.kernel) && l.kernel % 2 == 1), "kernel", l.kernel,
+            "0, or odd and below 2^31");
     }
     l.stride = l.kernel > 0 ? given[kStride] : 1;
-    check(l.stride >= 1 && (l.stride == 1 || !l.is_block()), "stride", l.stride,
-          "at least 1, and 1 before a depthwise convolution");
+    check(l.stride == 1 || (is_size(l.stride) && !l.is_block()), "stride", l.stride,
+          "at least 1 and below 2^31, and 1 before a depthwise convolution");
     l.channels = l.kernel > 0 ? given[kChannels] : channels;
-    check(l.channels >= 1, "channels", l.channels, "at least 1");
+    check(is_size(l.channels), "channels", l.channels, "at least 1 and below 2^31");
     for (const int part : {kActivation, kDeepActivation}) {
       check(given[part] >= 0 && given[part] < kMapActivations, "activation", given[part],
             "one of a map's");
@@ -105,11 +125,12 @@ inline std::vector<Layer> plan_layers(const Tensor& images, const std::vector<in
       check(l.deep_stride == 1 || l.deep_stride == 2, "deep stride", l.deep_stride, "1 or 2");
       l.deep_activation = given[kDeepActivation];
       l.squeezed = given[kSqueezed];
-      check(l.squeezed >= 0, "squeezed", l.squeezed, "at least 0");
+      check(l.squeezed == 0 || is_size(l.squeezed), "squeezed", l.squeezed,
+            "at least 0 and below 2^31");
       l.squeezed_activation = given[kSqueezedActivation];
       l.gate = given[kGate];
       l.out_channels = given[kOutChannels];
-      check(l.out_channels >= 1, "out channels", l.out_channels, "at least 1");
+      check(is_size(l.out_channels), "out channels", l.out_channels, "at least 1 and below 2^31");
       l.out_height = padded_size(l.height, l.deep_kernel, l.deep_stride);
       l.out_width = padded_size(l.width, l.deep_kernel, l.deep_stride);
       l.residual = given[kResidual] != 0;
@@ -118,6 +139,7 @@ inline std::vector<Layer> plan_layers(const Tensor& images, const std::vector<in
                       l.deep_stride, ", ", channels, " channels in and ", l.out_channels, " out");
     }
     if (l.is_mean()) l.out_height = l.out_width = 1;
+    check_layer(l, images.size(0));
     channels = l.out_channels;
     height = l.out_height;
     width = l.out_width;

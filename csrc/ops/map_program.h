@@ -76,7 +76,7 @@ class Reader {
 inline void check_range(int64_t step, const char* name, int64_t offset, int64_t count,
                         const Tensor& row) {
   STD_TORCH_CHECK(offset >= 0 && offset <= row.size(0) - count, "run_map_program: step ", step,
-                  " needs ", name, " ", offset, " to ", offset + count, ", there are ",
+                  " needs ", name, " from ", offset, " on, ", count, " of them, there are ",
                   row.size(0));
 }
 
@@ -136,8 +136,8 @@ inline Program plan_program(const std::vector<Tensor>& inputs, const Tensor& wei
   const int64_t num_inputs = head[0], num_values = head[1], num_steps = head[2];
   STD_TORCH_CHECK(num_inputs >= 1 && num_inputs == static_cast<int64_t>(inputs.size()),
                   "run_map_program: the program has ", num_inputs, " inputs, got ", inputs.size());
-  STD_TORCH_CHECK(num_values >= num_inputs && num_values <= num_inputs + num_steps &&
-                      num_steps <= read.left() / kFields,
+  STD_TORCH_CHECK(num_steps >= 0 && num_steps <= read.left() / kFields &&
+                      num_values >= num_inputs && num_values <= num_inputs + num_steps,
                   "run_map_program: ", num_values, " values cannot come of ", num_steps, " steps");
   Program program;
   program.inputs = num_inputs;
@@ -177,9 +177,9 @@ inline Program plan_program(const std::vector<Tensor>& inputs, const Tensor& wei
                  detail::plan_step(s, field, from, program.batch, type)};
     const Plan& p = step.plan;
     const bool keeps = kind != kConv;
-    STD_TORCH_CHECK(
-        p.outputs > 0 && p.outputs <= detail::kMostChannels && (!keeps || p.outputs == p.inputs),
-        "run_map_program: step ", s, " makes ", p.outputs, " channels of ", p.inputs);
+    STD_TORCH_CHECK(p.outputs > 0 && p.outputs <= detail::kMostChannels &&
+                        (keeps ? p.outputs == p.inputs : p.inputs <= detail::kMostChannels),
+                    "run_map_program: step ", s, " makes ", p.outputs, " channels of ", p.inputs);
     const bool is_pointwise = kind == kAffine || kind == kSum;
     STD_TORCH_CHECK(!is_pointwise || (p.out_height == p.height && p.out_width == p.width),
                     "run_map_program: step ", s, " has a kernel and no use for it");
@@ -194,6 +194,7 @@ inline Program plan_program(const std::vector<Tensor>& inputs, const Tensor& wei
     const int64_t total = field[kTotal] < 0 ? p.outputs : field[kTotal];
     STD_TORCH_CHECK(total > 0 && total <= detail::kMostChannels, "run_map_program: step ", s,
                     " makes ", total, " channels");
+    check_count("run_map_program", "a result", {p.batch, p.out_height, p.out_width, total});
     if (to.channels == 0) to = {total, p.out_height, p.out_width, 0, s, s};
     STD_TORCH_CHECK(to.channels == total && to.height == p.out_height && to.width == p.out_width &&
                         p.outputs <= total - to.written,

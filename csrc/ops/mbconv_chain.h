@@ -58,6 +58,19 @@ inline void check_parameter(const Tensor& images, const Tensor& parameter, int64
                   text, "), got shape ", shape_of(parameter));
 }
 
+// Throws where a block's parameters or maps, filled up to whole vectors, have more elements than
+// can be: parameters may be expanded.
+inline void check_block(const BlockShape& s, int64_t batch) {
+  constexpr const char* kOp = "mbconv_chain";
+  constexpr int64_t kVector = 16;
+  const int64_t e = s.channels + kVector, q = s.squeezed + kVector, o = s.out_channels + kVector;
+  check_count(kOp, "a conv weight", {e, s.in_channels, s.kernel, s.kernel});
+  check_count(kOp, "a squeeze weight", {q, e});
+  check_count(kOp, "a project weight", {o, e});
+  check_count(kOp, "a map", {batch, s.height, s.width, e});
+  check_count(kOp, "a map", {batch, s.deep_height, s.deep_width, o});
+}
+
 // Throws on anything that is wrong; then says what each block does.
 inline std::vector<BlockShape> plan_chain(const Tensor& images,
                                           const std::vector<Tensor>& parameters,
@@ -69,6 +82,8 @@ inline std::vector<BlockShape> plan_chain(const Tensor& images,
                   shape_of(images));
   STD_TORCH_CHECK(images.scalar_type() == ScalarType::Float,
                   "mbconv_chain: images must be float32, got ", toString(images.scalar_type()));
+  check_count("mbconv_chain", "images",
+              {images.size(0), images.size(1), images.size(2), images.size(3)});
   const int64_t count = static_cast<int64_t>(strides.size());
   STD_TORCH_CHECK(count > 0, "mbconv_chain: there must be at least one block, got none");
   STD_TORCH_CHECK(depthwise_strides.size() == strides.size(),
@@ -92,7 +107,8 @@ inline std::vector<BlockShape> plan_chain(const Tensor& images,
     STD_TORCH_CHECK(project.dim() == 4 && project.size(0) > 0, "mbconv_chain: project weight of ",
                     "block ", b, " must be (O, ", conv.size(0), ", 1, 1), got shape ",
                     shape_of(project));
-    STD_TORCH_CHECK(strides[b] >= 1, "mbconv_chain: strides must be at least 1, got ", strides[b]);
+    STD_TORCH_CHECK(strides[b] >= 1 && strides[b] <= kMostSize,
+                    "mbconv_chain: strides must be at least 1 and below 2^31, got ", strides[b]);
     STD_TORCH_CHECK(depthwise_strides[b] == 1 || depthwise_strides[b] == 2,
                     "mbconv_chain: depthwise strides must be 1 or 2, got ", depthwise_strides[b]);
     BlockShape s;
@@ -116,6 +132,10 @@ inline std::vector<BlockShape> plan_chain(const Tensor& images,
     check_parameter(images, parameter[kExciteBias], b, kExciteBias, {e});
     check_parameter(images, project, b, kProjectWeight, {s.out_channels, e, 1, 1});
     check_parameter(images, parameter[kProjectBias], b, kProjectBias, {s.out_channels});
+    for (const int64_t size : {e, s.kernel, s.squeezed, s.out_channels}) {
+      STD_TORCH_CHECK(size <= kMostSize, "mbconv_chain: the sizes of block ", b,
+                      " must be below 2^31, got ", size);
+    }
     const int64_t smallest = s.kernel + 2 * s.stride;  // leaves 3 x 3 for the depthwise convolution
     STD_TORCH_CHECK(height >= smallest && width >= smallest, "mbconv_chain: the input of block ", b,
                     " must be at least ", smallest, "x", smallest, ", got ", height, "x", width,
@@ -126,6 +146,7 @@ inline std::vector<BlockShape> plan_chain(const Tensor& images,
     s.deep_width = (s.width - 3) / s.depthwise_stride + 1;
     s.skip = b > 0 && s.kernel == 1 && s.stride == 1 && s.depthwise_stride == 1 &&
              channels == s.out_channels;
+    check_block(s, images.size(0));
     channels = s.out_channels;
     height = s.deep_height;
     width = s.deep_width;

@@ -31,6 +31,7 @@ inline Resize plan_resize(const Tensor& images, int64_t out_height, int64_t out_
   const int64_t height = images.size(2), width = images.size(3);
   STD_TORCH_CHECK(height >= 1 && width >= 1, "resize_images: images must have pixels, got shape ",
                   shape_of(images));
+  check_count("resize_images", "an image", {images.size(1), height, width});
   STD_TORCH_CHECK(out_height >= 1 && out_width >= 1,
                   "resize_images: the size must be at least 1 x 1, got ", out_height, " x ",
                   out_width);

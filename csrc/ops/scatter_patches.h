@@ -35,14 +35,7 @@ struct Scatter {
 // As torch.Tensor.is_contiguous(memory_format=torch.channels_last), but not for a tensor that is
 // contiguous as well.
 inline bool is_channels_last_only(const Tensor& t) {
-  if (t.is_contiguous()) return false;
-  int64_t expected = 1;
-  for (const int64_t d : {1, 3, 2, 0}) {
-    if (t.size(d) == 1) continue;
-    if (t.stride(d) != expected) return false;
-    expected *= t.size(d);
-  }
-  return true;
+  return !t.is_contiguous() && has_channels_last(t);
 }
 
 inline Scatter plan_scatter(const char* op, const Tensor& patches, const Tensor& image_index,
@@ -59,6 +52,9 @@ inline Scatter plan_scatter(const char* op, const Tensor& patches, const Tensor&
                   " entries");
   const Bounds bounds{num_images, height, width, patches.size(2), patches.size(3)};
   check_bounds(op, bounds, patches.size(0));
+  check_count(op, "the patches",
+              {patches.size(0), patches.size(1), patches.size(2), patches.size(3)});
+  check_count(op, "images", {num_images, patches.size(1), height, width});
   return {bounds,
           patches.size(0),
           patches.size(1),

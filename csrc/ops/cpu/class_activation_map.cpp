@@ -507,8 +507,8 @@ void run(const Tensor& features, const Tensor& weight, const std::vector<int64_t
   const T* x = features.const_data_ptr<T>();
   A* out = output.mutable_data_ptr<A>();
   const char* rows = static_cast<const char*>(weight.const_data_ptr());
-  const int64_t row_bytes = weight.stride(0) * static_cast<int64_t>(weight.element_size());
-  const int64_t weight_stride = weight.stride(1);
+  const int64_t row_bytes = stride_of(weight, 0) * static_cast<int64_t>(weight.element_size());
+  const int64_t weight_stride = stride_of(weight, 1);
   const WidenWeights<A> widen_row = weights_from<A>(weight.scalar_type());
 
   // Whole images where there are enough of them for all threads; otherwise pieces of at least 64
@@ -558,6 +558,10 @@ Tensor class_activation_map(const Tensor& features, const Tensor& weight,
   Tensor output = new_tensor(features, {features.size(0), features.size(2), features.size(3)},
                              output_type(features));
   if (output.numel() == 0) return output;
+  if (features.size(1) == 0) {  // and so strides that mean nothing
+    torch::stable::zero_(output);
+    return output;
+  }
   for_float_type(features.scalar_type(), [&](auto tag) {
     using Feature = typename decltype(tag)::type;
     run<Feature, Accumulate<Feature>>(features, weight, classes, output);

@@ -137,6 +137,7 @@ Tensor convolve_cells(const Tensor& cells, const std::optional<Tensor>& neighbou
   const int64_t sizes[] = {plan.count, plan.height, plan.width, plan.outputs};
   Tensor output = torch::stable::empty({sizes, 4}, ScalarType::Float, std::nullopt, cells.device(),
                                        std::nullopt, std::nullopt);
+  if (output.numel() == 0) return output;
   Convolution(plan, cells, neighbours, weight, bias, add, add_index, output).run();
   return output;
 }

@@ -14,7 +14,6 @@
 #include <vector>
 
 #include "common/parallel.h"
-#include "ops/convolve_maps.h"
 #include "ops/cpu/mbconv/buffer.h"
 #include "ops/cpu/residuals/blocks.h"
 #include "ops/cpu/residuals/convolution.h"
@@ -150,9 +149,6 @@ void run_stages(const std::vector<Stage>& stages, int64_t count, const float* im
 Tensor inverted_residuals(const Tensor& given, const Tensor& weights,
                           const std::vector<int64_t>& settings) {
   const std::vector<Layer> layers = plan_layers(given, settings);
-  STD_TORCH_CHECK(maps::has_channels_last(given),
-                  "inverted_residuals: images must be in channels_last, got shape ",
-                  shape_of(given));
   STD_TORCH_CHECK(
       weights.scalar_type() == ScalarType::Float && weights.dim() == 1 && weights.is_contiguous(),
       "inverted_residuals: weights must be packed as one row of float32, got shape ",

@@ -35,6 +35,8 @@ class Arena {
       size_ = begin + count;
       return begin;
     }
+    STD_TORCH_CHECK(count <= kMostElements - size_,
+                    "run_map_program: the steps' results have more than 2^56 elements");
     size_ += count;
     return size_ - count;
   }

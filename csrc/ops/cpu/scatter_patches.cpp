@@ -143,9 +143,11 @@ Tensor scatter_patches(Tensor patches, Tensor image_index, Tensor top_left, int6
                        int64_t height, int64_t width) {
   const Scatter scatter =
       plan_scatter_sum(patches, image_index, top_left, num_images, height, width);
-  const BinTable table(checked_places("scatter_patches", image_index, top_left, scatter.bounds),
-                       num_images);
   Tensor images = empty_images(scatter, patches);
+  const std::vector<Place> places =
+      checked_places("scatter_patches", image_index, top_left, scatter.bounds);
+  if (images.numel() == 0) return images;
+  const BinTable table(places, num_images);
   for_float_type(patches.scalar_type(), [&](auto tag) {
     sum_patches<typename decltype(tag)::type>(scatter, table.bins(), patches, images);
   });
@@ -183,10 +185,11 @@ void write_patches(const Scatter& s, const Bins& bins, const Tensor& base, const
 
 Tensor scatter_patches_onto(Tensor base, Tensor patches, Tensor image_index, Tensor top_left) {
   const Scatter scatter = plan_scatter_onto(base, patches, image_index, top_left);
-  const BinTable table(
-      checked_places("scatter_patches_onto", image_index, top_left, scatter.bounds),
-      scatter.bounds.num_images);
   Tensor images = empty_images(scatter, base);
+  const std::vector<Place> places =
+      checked_places("scatter_patches_onto", image_index, top_left, scatter.bounds);
+  if (images.numel() == 0) return images;
+  const BinTable table(places, scatter.bounds.num_images);
   switch (base.element_size()) {
     case 1:
       write_patches<uint8_t>(scatter, table.bins(), base, patches, images);

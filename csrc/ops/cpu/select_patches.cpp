@@ -231,7 +231,8 @@ void run(const Tensor& cam, const Plan& plan, Tensor& index, Tensor& top_left,
   int64_t* indices = index.mutable_data_ptr<int64_t>();
   int64_t* corners = top_left.mutable_data_ptr<int64_t>();
   int64_t* counts = num_qualified.mutable_data_ptr<int64_t>();
-  parallel_over(batch, cells * (k + 1) * 4, [&](int64_t begin, int64_t end) {
+  constexpr int64_t kMuch = 1 << 16;  // of passes over the cells: no product of sizes overflows
+  parallel_over(batch, cells * std::min(k + 1, kMuch) * 4, [&](int64_t begin, int64_t end) {
     Scratch<Key> scratch(cells);
     for (int64_t b = begin; b < end; ++b) {
       int64_t* chosen = indices + b * k;

@@ -71,18 +71,22 @@ struct Stage {
 class Parts {
  public:
   Parts(const Tensor& weights, int64_t width)
-      : next_(weights.const_data_ptr<float>()), width_(width) {}
+      : next_(weights.const_data_ptr<float>()), size_(weights.size(0)), width_(width) {}
 
   const float* take(int64_t rows, int64_t channels) {
+    const int64_t wide = round_up(channels, width_);
+    check_count("inverted_residuals", "weights", {rows, wide});
+    STD_TORCH_CHECK(rows * wide <= size_ - used_, "inverted_residuals: weights must be packed as (",
+                    used_ + rows * wide, ") or more for these layers, got shape (", size_, ")");
     const float* const part = next_ + used_;
-    used_ += rows * round_up(channels, width_);
+    used_ += rows * wide;
     return part;
   }
   int64_t used() const { return used_; }
 
  private:
   const float* next_;
-  int64_t width_, used_ = 0;
+  int64_t size_, width_, used_ = 0;
 };
 
 inline Stage make_stage(const Layer& layer, int64_t in_pixel, int64_t width, Parts& parts) {
