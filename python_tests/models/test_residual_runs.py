@@ -13,7 +13,7 @@ import torch
 from operator_calls import count_calls
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils.flop_counter import FlopCounterMode
+from watched_calls import compiled, counted, traced
 
 from anchornet_ext.models import residual_runs
 from anchornet_ext.models.norm_folding import fold_batch_norms
@@ -243,24 +243,7 @@ def _mapped(fused: nn.Module, x: Tensor) -> Tensor:
     return torch.func.vmap(fused)(x[:, None])[:, 0]
 
 
-def _counted(fused: nn.Module, x: Tensor) -> Tensor:
-    with FlopCounterMode(display=False) as counter:
-        out: Tensor = fused(x)
-    assert counter.get_total_flops() > 0
-    return out
-
-
-def _compiled(fused: nn.Module, x: Tensor) -> Tensor:
-    out: Tensor = torch.compile(fused, fullgraph=True, backend="eager")(x)
-    return out
-
-
-def _traced(fused: nn.Module, x: Tensor) -> Tensor:
-    out: Tensor = torch.jit.trace(fused, x, check_trace=False)(x)
-    return out
-
-
-@pytest.mark.parametrize("run", [_under_autocast, _mapped, _counted, _compiled, _traced])
+@pytest.mark.parametrize("run", [_under_autocast, _mapped, counted, compiled, traced])
 def test_where_it_is_the_sequence(
     pair: Any, calls: list[int], run: Callable[[nn.Module, Tensor], Tensor]
 ) -> None:

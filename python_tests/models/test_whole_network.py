@@ -13,7 +13,7 @@ from statistics_of_norms import build
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
+from watched_calls import compiled, counted, traced
 
 from anchornet_ext.models import residual_runs, whole_network
 from anchornet_ext.models.tuning import TunedNetwork, tune
@@ -207,29 +207,12 @@ def _under_autocast(tuned: nn.Module, x: Tensor) -> Tensor:
     return out.float()
 
 
-def _counted(tuned: nn.Module, x: Tensor) -> Tensor:
-    with FlopCounterMode(display=False) as counter:
-        out: Tensor = tuned(x)
-    assert counter.get_total_flops() > 0
-    return out
-
-
-def _compiled(tuned: nn.Module, x: Tensor) -> Tensor:
-    out: Tensor = torch.compile(tuned, fullgraph=True, backend="eager")(x)
-    return out
-
-
-def _traced(tuned: nn.Module, x: Tensor) -> Tensor:
-    out: Tensor = torch.jit.trace(tuned, x, check_trace=False)(x)
-    return out
-
-
 def _exported(tuned: nn.Module, x: Tensor) -> Tensor:
     out: Tensor = torch.export.export(tuned, (x,)).module()(x)
     return out
 
 
-@pytest.mark.parametrize("run", [_under_autocast, _counted, _compiled, _traced, _exported])
+@pytest.mark.parametrize("run", [_under_autocast, counted, compiled, traced, _exported])
 def test_where_it_is_the_network(
     pair: Any, calls: list[int], run: Callable[[nn.Module, Tensor], Tensor]
 ) -> None:
