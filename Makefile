@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo test test-cuda test-second-torch test-portable check-wheel lint format bench clean
+.PHONY: help setup demo test test-cuda test-second-torch test-portable test-sanitized check-wheel lint format bench clean
 help:
 	@sed -n 's/^# //p' Makefile | head -6
 
@@ -54,6 +54,10 @@ test-second-torch: setup
 # The CPU kernels as built for processors other than x86.
 test-portable: setup
 	$(BIN)/python python_tests/native/portable.py -- --numprocesses $(WORKERS)
+
+# The CPU kernels as built with AddressSanitizer and UndefinedBehaviorSanitizer: some minutes.
+test-sanitized: setup
+	$(BIN)/python python_tests/native/sanitized.py -- --numprocesses $(WORKERS)
 
 # A clean build of the wheel, installed into an empty folder. BUILD_NO_CUDA and the other switches of
 # docs/install.md apply.

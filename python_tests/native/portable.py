@@ -9,13 +9,12 @@ can be had everywhere. A warning stops the build. Exit status: that of pytest.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from copies import copy_sources, environment_of, run_operator_tests
+from copies import build_library, copy_sources, environment_of, run_operator_tests
 
 BUILD = {
     "ANCHORNET_PORTABLE": "1",
@@ -38,13 +37,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="portable_") as temporary:
         folder = Path(temporary).resolve()
         copy_sources(folder)
-        build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        with (folder / "log").open("w") as log:
-            status = subprocess.run(
-                build, cwd=folder, env={**os.environ, **BUILD}, stdout=log, stderr=log
-            ).returncode
-        if status:
-            print((folder / "log").read_text()[-8000:])
+        if build_library(folder, BUILD):
             return 1
         check = [sys.executable, "-c", CHECK, str(folder)]
         if subprocess.run(check, cwd=folder, env=environment_of(folder)).returncode:
