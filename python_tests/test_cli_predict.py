@@ -341,6 +341,23 @@ def test_found_photos_are_each_taken_once_and_in_order(photos: Path) -> None:
     assert problems == []
 
 
+def test_stars_go_round_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`glob`'s own go through each link to a folder above forty times, and through two for ever."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / ".hidden").mkdir()
+    for name in ("1.jpg", "a/2.jpg", "a/b/3.jpg", ".hidden/4.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "a" / "here").symlink_to(tmp_path / "a")
+    names = ["1.jpg", "a/2.jpg", "a/b/3.jpg"]
+    everywhere = [tmp_path / name for name in names]
+    assert command.find_photos([f"{tmp_path}/**/*.jpg"]) == (everywhere, [])
+    assert command.find_photos([f"{tmp_path}/**/b/**/*.jpg"]) == (everywhere[2:], [])
+    monkeypatch.chdir(tmp_path)
+    assert command.find_photos(["**/*.jpg"]) == ([Path(name) for name in names], [])
+    assert command.find_photos(["**/[23].jpg"])[0] == [Path(name) for name in names[1:]]
+
+
 def test_a_name_with_brackets_is_a_name(tmp_path: Path) -> None:
     (tmp_path / "a[1].jpg").touch()
     (tmp_path / "a1.jpg").touch()

@@ -310,7 +310,24 @@ def _write_overlay(
 
 
 def _glob(pattern: str) -> list[str]:
-    return glob.glob(os.path.expanduser(pattern), recursive=True)
+    """What matches, where "**" enters no link: `glob`'s own goes round a link to a folder above."""
+    pattern = os.path.expanduser(pattern)
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        return glob.glob(pattern)
+    place = parts.index("**")
+    above, below = os.sep.join(parts[:place]), os.sep.join(parts[place + 1 :]) or "*"
+    if place == 0:
+        tops = [os.curdir]
+    else:
+        tops = glob.glob(above) if above else [os.sep]
+    found: list[str] = []
+    for top in tops:
+        for folder, folders, _ in os.walk(top):
+            folders[:] = [name for name in folders if not name.startswith(".")]  # as `glob` does
+            found += _glob(os.path.join(glob.escape(folder), below))
+    names = {os.path.normpath(name) if place == 0 else name for name in found}
+    return sorted(names)
 
 
 def _photos_below(folder: Path, skipped: Path | None) -> list[Path]:
