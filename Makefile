@@ -1,7 +1,14 @@
-# make demo   sets everything up and classifies the photos in examples/photos
-# make test   sets everything up and runs the tests (WORKERS=4: in four processes, not two)
-# make lint   sets everything up and runs the linters
-# make bench  sets everything up and measures how fast it is (BENCH="operators --quick": only that)
+# make demo               sets everything up and classifies the photos in examples/photos
+# make test               sets everything up and runs the tests (WORKERS=4: in four processes, not two)
+# make lint               runs the linters
+# make format             lets them mend what they can
+# make bench              measures how fast everything is (BENCH="operators --quick": only that)
+# make check-wheel        builds the wheel anew and looks into it
+# make test-second-torch  runs the operators' tests under another torch
+# make test-portable      runs them on the kernels for processors other than x86
+# make test-sanitized     runs them on kernels with AddressSanitizer and UndefinedBehaviorSanitizer
+# make test-cuda          runs the CUDA kernels' tests, and compute-sanitizer, on a GPU
+# make clean              deletes what was built, but not the environment
 #
 # PYTHON, TORCH and VENV can be given on the command line:
 #   make test PYTHON=python3.12 TORCH="torch==2.11.0 torchvision==0.26.0"
@@ -16,7 +23,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: help setup demo test test-cuda test-second-torch test-portable test-sanitized check-wheel lint format bench clean
 help:
-	@sed -n 's/^# //p' Makefile | head -6
+	@sed -n '1,/^PYTHON/s/^# \{0,1\}//p' Makefile
 
 # torch first: the build needs it installed (no build isolation).
 $(VENV)/.torch:
@@ -79,4 +86,4 @@ bench: setup
 	$(BIN)/anchornet bench $(BENCH)
 
 clean:
-	rm -rf build dist demo_output *.egg-info anchornet_ext/*.so
+	rm -rf build dist demo_output *.egg-info anchornet_ext/*.so $(VENV)/.built
