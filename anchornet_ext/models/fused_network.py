@@ -13,7 +13,7 @@ from ._structure import HOOKS_OF_ALL, Contents
 from .graph_fusion import fuse
 from .graph_tracing import hooks_of, module_of
 from .map_lowering import Programs, Recorder, convolution_of, lower
-from .native_calls import has_fast_kernels, runs_natively
+from .native_calls import has_fast_kernels, has_kernels, runs_natively
 from .packed_convolutions import PackedConv2d
 from .residual_runs import FusedSequential
 from .whole_network import WholeNetwork
@@ -24,6 +24,8 @@ from .whole_network import WholeNetwork
 _LARGEST_LOWERED = 8
 #: So many pixels of all images together; what comes to more is for large maps as well.
 _MOST_PIXELS = 1 << 17
+#: Where oneDNN's convolutions are the faster ones, and only calls and batch norms are to be gained.
+_MOST_PIXELS_FOR_NORMS = 1 << 15
 #: A caller with images of ever new sizes is not to fill the memory with graphs.
 _MOST_SHAPES = 32
 
@@ -45,6 +47,8 @@ class FusedNetwork:
         self.whole = WholeNetwork(network)
         #: How many images it should get at once, if that makes a difference.
         self.best_batch = _LARGEST_LOWERED if _is_best_in_few(self._graph, dtype) else None
+        self._dtype = dtype
+        self._most_pixels = _most_pixels(self._graph, dtype)
         #: Whether runs of its blocks are one operator each, for batches of any size.
         self._has_blocks = dtype == torch.float32 and any(
             type(module) is FusedSequential for module in network.modules()
@@ -66,7 +70,8 @@ class FusedNetwork:
         """Whether the graph is for `images`, and gives what the network would without gradients."""
         return (
             self._graph is not None
-            and _may_be_lowered(images)
+            and images.dtype == self._dtype
+            and _may_be_lowered(images, self._most_pixels)
             and runs_natively(images)
             and not any(self._hooks)
         )
@@ -130,8 +135,21 @@ def _is_best_in_few(graph: fx.GraphModule | None, dtype: torch.dtype) -> bool:
     convolutions = _convolutions(graph)
     if dtype == torch.bfloat16:
         return len(convolutions) > 0 and all(conv.groups == 1 for conv in convolutions)
+    return _has_many_norms(graph)
+
+
+def _most_pixels(graph: fx.GraphModule | None, dtype: torch.dtype) -> int:
+    """Of all images together, so that programs are the faster."""
+    if has_fast_kernels(dtype):
+        return _MOST_PIXELS
+    may_pay = has_kernels(dtype) and graph is not None and _has_many_norms(graph)
+    return _MOST_PIXELS_FOR_NORMS if may_pay else 0
+
+
+def _has_many_norms(graph: fx.GraphModule) -> bool:
+    """Whether batch norms that are no part of a convolution take a good part of the time."""
     norms = sum(isinstance(module_of(graph, n), nn.BatchNorm2d) for n in graph.graph.nodes)
-    return 3 * norms >= len(convolutions) > 0
+    return 3 * norms >= len(_convolutions(graph)) > 0
 
 
 def _convolutions(graph: fx.GraphModule) -> list[PackedConv2d]:
@@ -139,10 +157,9 @@ def _convolutions(graph: fx.GraphModule) -> list[PackedConv2d]:
     return [conv for conv in found if conv is not None]
 
 
-def _may_be_lowered(images: Tensor) -> bool:
+def _may_be_lowered(images: Tensor, most_pixels: int) -> bool:
     return (
         images.dim() == 4
         and 0 < len(images) <= _LARGEST_LOWERED
-        and images.shape[0] * images.shape[2] * images.shape[3] <= _MOST_PIXELS
-        and has_fast_kernels(images.dtype)
+        and images.shape[0] * images.shape[2] * images.shape[3] <= most_pixels
     )

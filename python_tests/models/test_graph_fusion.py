@@ -16,9 +16,11 @@ from torch.nn.modules.module import register_module_forward_hook
 from anchornet_ext.models import (
     build_backbone,
     fused_network,
+    native_calls,
     packed_convolutions,
     residual_runs,
 )
+from anchornet_ext.models.fused_network import FusedNetwork
 from anchornet_ext.models.graph_fusion import FusedConvolution, fuse
 from anchornet_ext.models.map_lowering import LoweredMaps
 from anchornet_ext.models.packed_convolutions import _has_kernels
@@ -250,6 +252,36 @@ def test_programs_in_bfloat16(name: str) -> None:
     assert program._packed is not None
     assert program._packed.program.weights.dtype == torch.bfloat16
     assert program._packed.program.parameters.dtype == torch.float32
+
+
+def test_a_processor_that_multiplies_matrices_is_left_to_onednn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In bfloat16, but for few images of a network of batch norms."""
+    monkeypatch.setattr(fused_network, "has_fast_kernels", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr(fused_network, "has_kernels", lambda dtype: True)
+    for name, dtype, best, taken in (
+        ("resnet18", torch.float32, None, [1, 2, 8]),
+        ("resnet18", torch.bfloat16, None, []),
+        ("densenet121", torch.float32, 8, [1, 2, 8]),
+        ("densenet121", torch.bfloat16, None, [1, 2]),
+    ):
+        graph = FusedNetwork(tune(build_backbone(name, 7).eval(), dtype=dtype).network, dtype)
+        assert graph.best_batch == best
+        with torch.no_grad():
+            found = [n for n in (1, 2, 8) if graph.takes(images(n, 3, 96, 96).to(dtype))]
+        assert found == taken
+
+
+@pytest.mark.parametrize(("has_unit", "fast"), [(False, True), (True, False)])
+def test_whose_kernels_are_faster_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, has_unit: bool, fast: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_unit, raising=False)
+    monkeypatch.setattr(native_calls, "has_kernels", lambda dtype: True)
+    asked = native_calls.has_fast_kernels.__wrapped__
+    assert asked(torch.bfloat16) == fast
+    assert asked(torch.float32)
 
 
 @pytest.mark.parametrize(("dtype", "fused"), [(torch.float32, True), (torch.bfloat16, False)])
