@@ -13,7 +13,7 @@ from ._structure import HOOKS_OF_ALL, Contents
 from .graph_fusion import fuse
 from .graph_tracing import hooks_of, module_of
 from .map_lowering import Programs, Recorder, convolution_of, lower
-from .native_calls import has_fast_kernels, has_kernels, runs_natively
+from .native_calls import has_fast_kernels, has_map_kernels, runs_natively
 from .packed_convolutions import PackedConv2d
 from .residual_runs import FusedSequential
 from .whole_network import WholeNetwork
@@ -50,9 +50,7 @@ class FusedNetwork:
         self._dtype = dtype
         self._most_pixels = _most_pixels(self._graph, dtype)
         #: Whether runs of its blocks are one operator each, for batches of any size.
-        self._has_blocks = dtype == torch.float32 and any(
-            type(module) is FusedSequential for module in network.modules()
-        )
+        self._has_blocks = dtype == torch.float32 and self.whole.has_blocks
         #: The modules' own dictionaries of hooks, and those of all modules.
         own = [hooks for module in network.modules() for hooks in hooks_of(module)]
         self._hooks = [*own, *HOOKS_OF_ALL]
@@ -142,7 +140,7 @@ def _most_pixels(graph: fx.GraphModule | None, dtype: torch.dtype) -> int:
     """Of all images together, so that programs are the faster."""
     if has_fast_kernels(dtype):
         return _MOST_PIXELS
-    may_pay = has_kernels(dtype) and graph is not None and _has_many_norms(graph)
+    may_pay = has_map_kernels(dtype) and graph is not None and _has_many_norms(graph)
     return _MOST_PIXELS_FOR_NORMS if may_pay else 0
 
 

@@ -42,11 +42,11 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 def has_fast_kernels(dtype: torch.dtype = torch.float32) -> bool:
     """Whether `convolve_maps` was built, has the instructions that it was measured with, and
     oneDNN has none that are several times as fast."""
-    return has_kernels(dtype) and not (dtype == torch.bfloat16 and _has_matrix_unit())
+    return has_map_kernels(dtype) and not (dtype == torch.bfloat16 and _has_matrix_unit())
 
 
 @functools.cache
-def has_kernels(dtype: torch.dtype) -> bool:
+def has_map_kernels(dtype: torch.dtype) -> bool:
     """Whether `convolve_maps` was built and has the instructions that it was measured with."""
     capability = torch.backends.cpu.get_cpu_capability()
     if dtype not in MAP_DTYPES or not _extension.available():

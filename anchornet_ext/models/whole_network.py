@@ -42,11 +42,14 @@ class WholeNetwork:
 
     The way through the network is that of the time when its modules were read: at the first call,
     and again when modules or parameters were exchanged or written to.
+
+    Attributes:
+        has_blocks: whether runs of its blocks are one operator each.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
-        self._has_blocks = any(type(module) is FusedSequential for module in network.modules())
+        self.has_blocks = any(type(module) is FusedSequential for module in network.modules())
         self._known: _Known | None = None
 
     def run(self, images: Tensor) -> Tensor | None:
@@ -56,7 +59,7 @@ class WholeNetwork:
         the other, something watches it, its parameters want gradients or are no float32 on the CPU,
         it is in training mode, or the images are none for the operator.
         """
-        if not self._has_blocks or not is_for_kernels(images, dimensions=4):
+        if not self.has_blocks or not is_for_kernels(images, dimensions=4):
             return None
         known = self._known
         if known is None or not known.is_as_it_was():

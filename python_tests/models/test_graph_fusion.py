@@ -259,7 +259,7 @@ def test_a_processor_that_multiplies_matrices_is_left_to_onednn(
 ) -> None:
     """In bfloat16, but for few images of a network of batch norms."""
     monkeypatch.setattr(fused_network, "has_fast_kernels", lambda dtype: dtype == torch.float32)
-    monkeypatch.setattr(fused_network, "has_kernels", lambda dtype: True)
+    monkeypatch.setattr(fused_network, "has_map_kernels", lambda dtype: True)
     for name, dtype, best, taken in (
         ("resnet18", torch.float32, None, [1, 2, 8]),
         ("resnet18", torch.bfloat16, None, []),
@@ -278,7 +278,7 @@ def test_whose_kernels_are_faster_in_bfloat16(
     monkeypatch: pytest.MonkeyPatch, has_unit: bool, fast: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_unit, raising=False)
-    monkeypatch.setattr(native_calls, "has_kernels", lambda dtype: True)
+    monkeypatch.setattr(native_calls, "has_map_kernels", lambda dtype: True)
     asked = native_calls.has_fast_kernels.__wrapped__
     assert asked(torch.bfloat16) == fast
     assert asked(torch.float32)
